@@ -1,0 +1,109 @@
+package job
+
+import (
+	"fmt"
+	"time"
+)
+
+// Policy words of a Spec.
+const (
+	OnFailurePause   = "pause"   // roll back in place, restart the lost ranks on spares
+	OnFailureRestart = "restart" // restart the whole job from the last epoch
+	OnFailureAbort   = "abort"   // end the job
+
+	NoSpareWait  = "wait"  // stay frozen until a spare arrives
+	NoSpareShare = "share" // put lost ranks beside others
+	NoSpareAbort = "abort" // end the job with ExitCheckpoint
+
+	MapByBlock = "block" // fill a node before the next
+	MapByNode  = "node"  // deal the ranks round the nodes
+
+	OutputLive      = "live"      // forward at once
+	OutputCommitted = "committed" // forward with the epoch that covers it
+)
+
+// HostSlots asks for at most Slots ranks on Node; Spare keeps it free of ranks
+// until one is lost. Slots 0 means "as many as the node has cores".
+type HostSlots struct {
+	Node  NodeID `json:"node"`
+	Slots int    `json:"slots"`
+	Spare bool   `json:"spare,omitempty"`
+}
+
+// Spec is what mpirun asks for. It is data only: uid and gid are set by the
+// lamd that received it from the peer credentials of the socket, never by the
+// client.
+type Spec struct {
+	Name string   `json:"name"` // base name of Argv[0] unless given
+	Argv []string `json:"argv"` // Argv[0] is an absolute path
+	Env  []string `json:"env"`  // KEY=value, complete
+	Dir  string   `json:"dir"`  // working directory, absolute
+	UID  uint32   `json:"uid"`
+	GID  uint32   `json:"gid"`
+
+	Ranks  int         `json:"ranks"`            // >= 1
+	PPN    int         `json:"ppn,omitempty"`    // ranks per node, 0 = fill slots
+	MapBy  string      `json:"map_by"`           // MapBy*
+	Hosts  []HostSlots `json:"hosts,omitempty"`  // empty = every compute node
+	Spares int         `json:"spares,omitempty"` // spares wanted, 0 = what the pool has
+
+	CkptInterval time.Duration `json:"ckpt_interval_ns"` // 0 = off
+	OnFailure    string        `json:"on_failure"`       // OnFailure*
+	NoSpare      string        `json:"no_spare"`         // NoSpare*
+	Replicas     int           `json:"replicas"`         // K >= 1, default 2
+	Files        string        `json:"files"`            // truncate|seek|verify|save
+	Output       string        `json:"output"`           // Output*
+	CrashRetries int           `json:"crash_retries"`
+	Preflight    bool          `json:"preflight,omitempty"`
+}
+
+// Validate reports the first thing wrong with s.
+//
+// Expected errors: one that names the field and its value.
+func (s *Spec) Validate() error {
+	switch {
+	case len(s.Argv) == 0 || s.Argv[0] == "":
+		return fmt.Errorf("no program given")
+	case s.Argv[0][0] != '/':
+		return fmt.Errorf("program %q: not an absolute path", s.Argv[0])
+	case s.Dir == "" || s.Dir[0] != '/':
+		return fmt.Errorf("working directory %q: not an absolute path", s.Dir)
+	case s.Ranks < 1 || s.Ranks > MaxRanks:
+		return fmt.Errorf("number of ranks %d: not in 1..%d", s.Ranks, MaxRanks)
+	case s.PPN < 0:
+		return fmt.Errorf("ranks per node %d: negative", s.PPN)
+	case s.Replicas < 1 || s.Replicas > 8:
+		return fmt.Errorf("replicas %d: not in 1..8", s.Replicas)
+	case s.CkptInterval < 0:
+		return fmt.Errorf("checkpoint interval %v: negative", s.CkptInterval)
+	case s.CrashRetries < 0:
+		return fmt.Errorf("crash retries %d: negative", s.CrashRetries)
+	}
+	for _, w := range []struct {
+		name, got string
+		want      []string
+	}{
+		{"map-by", s.MapBy, []string{MapByBlock, MapByNode}},
+		{"on-failure", s.OnFailure, []string{OnFailurePause, OnFailureRestart, OnFailureAbort}},
+		{"no-spare", s.NoSpare, []string{NoSpareWait, NoSpareShare, NoSpareAbort}},
+		{"output", s.Output, []string{OutputLive, OutputCommitted}},
+		{"files", s.Files, []string{"truncate", "seek", "verify", "save"}},
+	} {
+		if !oneOf(w.got, w.want) {
+			return fmt.Errorf("%s %q: not one of %v", w.name, w.got, w.want)
+		}
+	}
+	return nil
+}
+
+// MaxRanks bounds a job. The control plane is built for 1,000 nodes.
+const MaxRanks = 1 << 16
+
+func oneOf(s string, words []string) bool {
+	for _, w := range words {
+		if s == w {
+			return true
+		}
+	}
+	return false
+}
