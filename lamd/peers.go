@@ -1,0 +1,148 @@
+package lamd
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"strconv"
+	"time"
+
+	"github.com/lampause/lampause/internal/control"
+	"github.com/lampause/lampause/job"
+)
+
+// Bounds of one request between daemons. Ranks may spin on every core, so a
+// healthy daemon can take a while to answer; a dead node is found by gossip,
+// not by these.
+const (
+	dialTimeout = 2 * time.Second
+	maxBody     = 64 << 20 // JSON bodies: socket marks of a large job, PMI exchanges
+)
+
+// errUnknownNode says that a node's address is not known (yet).
+var errUnknownNode = errors.New("address of node not known")
+
+// peers calls the node API of other daemons. It is safe for concurrent use.
+type peers struct {
+	addr   func(job.NodeID) (netip.Addr, bool)
+	client *http.Client
+}
+
+// newPeers returns a caller that resolves nodes with addr.
+func newPeers(addr func(job.NodeID) (netip.Addr, bool)) *peers {
+	d := &net.Dialer{Timeout: dialTimeout, KeepAlive: 5 * time.Second}
+	return &peers{
+		addr: addr,
+		client: &http.Client{Transport: &http.Transport{
+			DialContext:         d.DialContext,
+			MaxIdleConnsPerHost: 16,
+			IdleConnTimeout:     30 * time.Second,
+			WriteBufferSize:     1 << 20,
+			ReadBufferSize:      1 << 20,
+			DisableCompression:  true,
+		}},
+	}
+}
+
+// close drops idle connections.
+func (p *peers) close() { p.client.CloseIdleConnections() }
+
+// url returns the address of path on node's node API.
+//
+// Expected errors: errUnknownNode.
+func (p *peers) url(node job.NodeID, path string) (string, error) {
+	a, ok := p.addr(node)
+	if !ok {
+		return "", fmt.Errorf("node %s: %w", node, errUnknownNode)
+	}
+	return "http://" + net.JoinHostPort(a.String(), strconv.Itoa(HTTPPort)) + path, nil
+}
+
+// call sends in as JSON (nothing when nil) and decodes the answer into out
+// (nothing when nil).
+//
+// Expected errors: *control.Error for an answer that is not 2xx; transport
+// errors, wrapped; the context's.
+func (p *peers) call(ctx context.Context, node job.NodeID, method, path string, in, out any) error {
+	url, err := p.url(node, path)
+	if err != nil {
+		return err
+	}
+	return callJSON(ctx, p.client, method, url, in, out)
+}
+
+// open starts a streaming GET and returns its body, which the caller closes.
+func (p *peers) open(ctx context.Context, node job.NodeID, path string) (io.ReadCloser, error) {
+	url, err := p.url(node, path)
+	if err != nil {
+		return nil, err
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return nil, fmt.Errorf("node %s: %w", node, err)
+	}
+	resp, err := p.client.Do(req)
+	if err != nil {
+		return nil, fmt.Errorf("node %s: %w", node, err)
+	}
+	if resp.StatusCode/100 != 2 {
+		defer func() { _ = resp.Body.Close() }()
+		return nil, decodeError(resp)
+	}
+	return resp.Body, nil
+}
+
+// callJSON is one request and answer with JSON bodies.
+func callJSON(ctx context.Context, c *http.Client, method, url string, in, out any) error {
+	var body io.Reader
+	if in != nil {
+		b, err := json.Marshal(in)
+		if err != nil {
+			return fmt.Errorf("encode request: %w", err)
+		}
+		body = bytes.NewReader(b)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, url, body)
+	if err != nil {
+		return fmt.Errorf("make request: %w", err)
+	}
+	if in != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	resp, err := c.Do(req)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	if resp.StatusCode/100 != 2 {
+		return decodeError(resp)
+	}
+	if out == nil {
+		_, err = io.Copy(io.Discard, io.LimitReader(resp.Body, maxBody))
+		return err
+	}
+	if err := json.NewDecoder(io.LimitReader(resp.Body, maxBody)).Decode(out); err != nil {
+		return fmt.Errorf("decode answer of %s: %w", req.URL.Path, err)
+	}
+	return nil
+}
+
+// decodeError turns an answer that is not 2xx into a *control.Error.
+func decodeError(resp *http.Response) error {
+	b, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
+	if err != nil {
+		return fmt.Errorf("read error answer: %w", err)
+	}
+	e := &control.Error{Status: resp.StatusCode, Exit: job.ExitInternal}
+	if json.Unmarshal(b, e) != nil || e.Message == "" {
+		e.Message = fmt.Sprintf("%s: %s", resp.Status, bytes.TrimSpace(b))
+	}
+	e.Status = resp.StatusCode
+	return e
+}
