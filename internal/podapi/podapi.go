@@ -178,6 +178,7 @@ type Status struct {
 	Epoch         job.Epoch    `json:"epoch"` // newest epoch seen committed
 	Ranks         []RankStatus `json:"ranks"`
 	SupervisorPID int          `json:"supervisor_pid"`
+	InitPID       int          `json:"init_pid"` // pod-init as the node sees it; its end is the end of every rank
 }
 
 // RankStatus is the state of one rank of a pod. PID is as the supervisor sees
@@ -191,13 +192,16 @@ type RankStatus struct {
 }
 
 // Event is one line of the stream GET /v1/events?from=N (JSON lines): what a
-// supervisor reports upwards. Seq counts from 1 and survives reconnects.
+// supervisor reports upwards. Seq counts from 1 and survives reconnects: a new
+// leader reads the stream again from the start. Incarnation is the job's at
+// the time of the event.
 type Event struct {
-	Seq  uint64    `json:"seq"`
-	Kind string    `json:"kind"` // started, exit, abort, ready, lease-frozen, lease-thawed
-	Rank job.Rank  `json:"rank"`
-	Exit *job.Exit `json:"exit,omitempty"`
-	Text string    `json:"text,omitempty"`
+	Seq         uint64          `json:"seq"`
+	Incarnation job.Incarnation `json:"incarnation"`
+	Kind        string          `json:"kind"` // started, exit, abort, ready, lease-frozen, lease-thawed
+	Rank        job.Rank        `json:"rank"`
+	Exit        *job.Exit       `json:"exit,omitempty"`
+	Text        string          `json:"text,omitempty"`
 }
 
 // Output is a frame of the stream GET /v1/output?rank=R&fd=1&from=OFFSET, or
@@ -208,4 +212,36 @@ type Output struct {
 	Offset int64    `json:"offset"` // of Data[0] in that stream
 	Data   []byte   `json:"data"`
 	EOF    bool     `json:"eof,omitempty"`
+}
+
+// Other paths of a supervisor:
+//
+//	POST /v1/link    Link: the link of the pod is in its network namespace
+//	POST /v1/signal  Signal
+//	POST /v1/stdin?offset=N[&eof=1]  raw bytes for rank 0, at offset N of stdin
+//	POST /v1/kill    ends the pod: answers once pod-init has been reaped, that
+//	                 is when no process of the pod is left
+const (
+	PathPhase  = "/v1/phase"
+	PathLease  = "/v1/lease"
+	PathFence  = "/v1/fence" // at lamd, not at the supervisor
+	PathStatus = "/v1/status"
+	PathEvents = "/v1/events"
+	PathOutput = "/v1/output"
+	PathLink   = "/v1/link"
+	PathSignal = "/v1/signal"
+	PathStdin  = "/v1/stdin"
+	PathKill   = "/v1/kill"
+)
+
+// Link tells the supervisor which interface of its network namespace is the
+// pod's; the supervisor names it eth0 and configures it.
+type Link struct {
+	Name string `json:"name"`
+}
+
+// Signal asks for a signal to every rank of the pod.
+type Signal struct {
+	Header
+	Signal int `json:"signal"`
 }
