@@ -1,0 +1,299 @@
+package lamd
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/rs/zerolog"
+
+	"github.com/lampause/lampause/internal/control"
+	"github.com/lampause/lampause/internal/podapi"
+	"github.com/lampause/lampause/job"
+)
+
+// Lease terms (docs/ARCHITECTURE.md, Fencing).
+const (
+	leaseTTL     = 2 * time.Second
+	leaseRenew   = 250 * time.Millisecond
+	leaseMargin  = 500 * time.Millisecond
+	leaseTimeout = time.Second // of one renewal
+)
+
+// podReport is what a daemon tells the leader of a pod on its node.
+type podReport struct {
+	Node  job.NodeID      `json:"node"`
+	Job   job.ID          `json:"job"`
+	Pod   job.PodIndex    `json:"pod"`
+	Built job.Incarnation `json:"built"`          // incarnation in which the pod was built
+	Gone  bool            `json:"gone,omitempty"` // no process of the pod is left
+	Event *podapi.Event   `json:"event,omitempty"`
+}
+
+// leaseAsk asks the leader to renew the leases of a node's pods.
+type leaseAsk struct {
+	Node job.NodeID `json:"node"`
+	Boot job.Boot   `json:"boot"`
+	Jobs []job.ID   `json:"jobs"`
+}
+
+// leaseGrant lists the pods whose leases are renewed; the others run out.
+type leaseGrant struct {
+	Headers []podapi.Header `json:"headers"`
+}
+
+// agent reports from this node's pods to the leader and renews their leases.
+type agent struct {
+	node   job.NodeID
+	boot   job.Boot
+	pods   *pods
+	leader func() (job.NodeID, bool)
+	peers  *peers
+	log    zerolog.Logger
+}
+
+// toLeader sends a request to the leader, whoever that is now.
+func (a *agent) toLeader(ctx context.Context, path string, in, out any) (job.NodeID, error) {
+	id, ok := a.leader()
+	if !ok {
+		return "", unavailable("no leader")
+	}
+	return id, a.peers.call(ctx, id, http.MethodPost, path, in, out)
+}
+
+// retryPause is the pause before a report is sent again.
+const retryPause = 100 * time.Millisecond
+
+// watch follows the event stream of a pod until the pod is forgotten or gone,
+// and reports all of it to the leader. A new leader knows nothing of earlier
+// reports, so the stream is read again from its start whenever the leader
+// changes; reports are idempotent.
+func (a *agent) watch(ctx context.Context, p *localPod) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(p.done, cancel)()
+	for ctx.Err() == nil {
+		err := a.follow(ctx, p)
+		if ctx.Err() != nil {
+			return
+		}
+		if a.isGone(ctx, p) {
+			a.reportGone(ctx, p)
+			return
+		}
+		a.log.Debug().Err(err).Uint64("job", uint64(p.job)).Msg("event stream of pod ended; opening it again")
+		pause(ctx, retryPause)
+	}
+}
+
+// follow reads the event stream once, from its start, and reports to one
+// leader; it returns when the stream breaks or the leader changes.
+func (a *agent) follow(ctx context.Context, p *localPod) error {
+	leader, ok := a.leader()
+	if !ok {
+		return unavailable("no leader")
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go a.cancelOnChange(ctx, leader, cancel)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://pod"+podapi.PathEvents+"?from=1", nil)
+	if err != nil {
+		return err
+	}
+	resp, err := p.client.Do(req)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	if resp.StatusCode != http.StatusOK {
+		return decodeError(resp)
+	}
+	dec := json.NewDecoder(resp.Body)
+	for {
+		var e podapi.Event
+		if err := dec.Decode(&e); err != nil {
+			return err
+		}
+		r := a.report(p)
+		r.Event = &e
+		if err := a.send(ctx, leader, r); err != nil {
+			return err
+		}
+	}
+}
+
+// cancelOnChange ends ctx when leader does not lead any more.
+func (a *agent) cancelOnChange(ctx context.Context, leader job.NodeID, cancel func()) {
+	tick := time.NewTicker(retryPause)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			if id, ok := a.leader(); ok && id != leader {
+				cancel()
+				return
+			}
+		}
+	}
+}
+
+func (a *agent) report(p *localPod) podReport {
+	return podReport{Node: a.node, Job: p.job, Pod: p.spec.Placement.Pod, Built: p.spec.Incarnation}
+}
+
+// send delivers one report, again and again until the leader took it or ctx
+// ends; a refusal (the job is over) counts as taken.
+func (a *agent) send(ctx context.Context, leader job.NodeID, r podReport) error {
+	for {
+		call, cancel := context.WithTimeout(ctx, statusTimeout)
+		err := a.peers.call(call, leader, http.MethodPost, "/v1/report", r, nil)
+		cancel()
+		var refused *control.Error
+		switch {
+		case err == nil:
+			return nil
+		case errors.As(err, &refused) && refused.Status == http.StatusNotFound:
+			return nil
+		case ctx.Err() != nil:
+			return ctx.Err()
+		}
+		pause(ctx, retryPause)
+	}
+}
+
+// isGone reports whether the supervisor has ended, and makes sure that its pod
+// has, too.
+func (a *agent) isGone(ctx context.Context, p *localPod) bool {
+	call, cancel := context.WithTimeout(ctx, statusTimeout)
+	defer cancel()
+	var st podapi.Status
+	err := p.call(call, http.MethodGet, podapi.PathStatus, nil, &st)
+	if err == nil || !(errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, unix.ENOENT)) {
+		return false
+	}
+	if err := a.pods.endProcesses(ctx, p); err != nil {
+		a.log.Error().Err(err).Uint64("job", uint64(p.job)).Msg("pod of a dead supervisor")
+		return false
+	}
+	return true
+}
+
+// reportGone tells the leader, whoever that becomes, that the pod is no more.
+func (a *agent) reportGone(ctx context.Context, p *localPod) {
+	r := a.report(p)
+	r.Gone = true
+	for ctx.Err() == nil {
+		leader, ok := a.leader()
+		if ok {
+			call, cancel := context.WithTimeout(ctx, statusTimeout)
+			err := a.send(call, leader, r)
+			cancel()
+			if err == nil {
+				return
+			}
+		}
+		pause(ctx, retryPause)
+	}
+}
+
+// renewLeases asks for the leases of all pods until ctx ends.
+func (a *agent) renewLeases(ctx context.Context) error {
+	tick := time.NewTicker(leaseRenew)
+	defer tick.Stop()
+	for {
+		if err := a.renewOnce(ctx); err != nil && ctx.Err() == nil {
+			a.log.Debug().Err(err).Msg("leases not renewed")
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+	}
+}
+
+// renewOnce is one round: the lease counts from before the leader was asked.
+func (a *agent) renewOnce(ctx context.Context) error {
+	all := a.pods.list()
+	if len(all) == 0 {
+		return nil
+	}
+	sent, err := bootTime()
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, leaseTimeout)
+	defer cancel()
+	ask := leaseAsk{Node: a.node, Boot: a.boot}
+	for _, p := range all {
+		ask.Jobs = append(ask.Jobs, p.job)
+	}
+	var grant leaseGrant
+	if _, err := a.toLeader(ctx, "/v1/lease", ask, &grant); err != nil {
+		return err
+	}
+	var errs []error
+	for _, h := range grant.Headers {
+		p, ok := a.pods.get(h.Job)
+		if !ok {
+			continue
+		}
+		l := podapi.Lease{Header: h, TTLMS: leaseTTL.Milliseconds(), SentNS: sent}
+		errs = append(errs, p.call(ctx, http.MethodPost, podapi.PathLease, l, nil))
+	}
+	return errors.Join(errs...)
+}
+
+// bootTime reads CLOCK_BOOTTIME in nanoseconds: it goes on while the machine
+// sleeps, so a sleeping node's lease runs out (clock_gettime(2)).
+func bootTime() (int64, error) {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
+		return 0, fmt.Errorf("read CLOCK_BOOTTIME: %w", err)
+	}
+	return ts.Nano(), nil
+}
+
+// pause waits for d or the end of ctx.
+func pause(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-t.C:
+	}
+}
+
+// relayFence passes a pod's arrival at a PMI fence to the leader and its
+// answer back; a lost leader is a retry of the supervisor's.
+func (a *agent) relayFence(w http.ResponseWriter, r *http.Request) {
+	body, err := io.ReadAll(io.LimitReader(r.Body, maxBody))
+	if err != nil {
+		writeError(w, badRequest("fence: "+err.Error()))
+		return
+	}
+	var out podapi.FenceReply
+	if _, err := a.toLeader(r.Context(), "/v1/fence", json.RawMessage(body), &out); err != nil {
+		writeError(w, err)
+		return
+	}
+	writeJSON(w, out)
+}
+
+func intQuery(r *http.Request, key string) (int, error) {
+	v := r.URL.Query().Get(key)
+	n, err := strconv.Atoi(v)
+	if err != nil {
+		return 0, badRequest(fmt.Sprintf("%s=%q: not a number", key, v))
+	}
+	return n, nil
+}
