@@ -125,6 +125,7 @@ type PhaseReply struct {
 	TimesMS   map[string]float64 `json:"times_ms,omitempty"` // phase parts, for the bill
 	Bytes     int64              `json:"bytes,omitempty"`
 	LostRanks []job.Rank         `json:"lost_ranks,omitempty"` // ranks that could not be put back: to be restored as lost
+	Exits     []job.Exit         `json:"exits,omitempty"`      // Release: ranks that had ended before the epoch was taken
 	Error     string             `json:"error,omitempty"`
 	Retry     bool               `json:"retry,omitempty"` // 422: trying again soon may succeed
 }
@@ -219,12 +220,15 @@ type Output struct {
 //	POST /v1/link    Link: the link of the pod is in its network namespace
 //	POST /v1/signal  Signal
 //	POST /v1/stdin?offset=N[&eof=1]  raw bytes for rank 0, at offset N of stdin
+//	GET  /v1/fences  []Fence: every fence at which the pod ever arrived, with
+//	                 its own puts; asked by a new leader
 //	POST /v1/kill    ends the pod: answers once pod-init has been reaped, that
 //	                 is when no process of the pod is left
 const (
 	PathPhase  = "/v1/phase"
 	PathLease  = "/v1/lease"
 	PathFence  = "/v1/fence" // at lamd, not at the supervisor
+	PathFences = "/v1/fences"
 	PathStatus = "/v1/status"
 	PathEvents = "/v1/events"
 	PathOutput = "/v1/output"
