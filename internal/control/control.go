@@ -8,12 +8,18 @@
 //	POST /v1/jobs                  job.Spec -> Submitted
 //	GET  /v1/jobs/J                JobDetail
 //	GET  /v1/jobs/J/output?from=   stream of podapi.Output, ends with the job
-//	POST /v1/jobs/J/stdin?offset=  raw bytes for rank 0; ?eof=1 closes it
+//	POST /v1/jobs/J/stdin?offset=  raw bytes for rank 0 -> StdinTaken; &eof=1 closes it after them
 //	POST /v1/jobs/J/checkpoint     Checkpointed
 //	POST /v1/jobs/J/{suspend,resume,vacate,kill}
+//	POST /v1/jobs/J/restart?epoch=E Submitted: from images only; E=0 is the newest
 //	POST /v1/jobs/J/signal?n=15
 //	GET  /v1/jobs/J/wait           Ended, when the job has ended
-//	GET  /v1/events?follow=1&job=J stream of Event
+//	GET  /v1/events?follow=1&job=J&after=SEQ stream of Event
+//
+// The `from` of an output stream is a Cursor in its text form; streams that it
+// does not name start at 0. The answer to stdin comes once the bytes are taken,
+// which is how a slow reader slows mpirun down; a repeated offset is answered
+// as the first was.
 //
 // Errors are Error bodies with a matching HTTP status; Error.Exit is the exit
 // code that the command should end with.
@@ -97,6 +103,12 @@ type Checkpointed struct {
 	StallMS float64   `json:"stall_ms"`
 }
 
+// StdinTaken answers bytes sent to stdin: everything below Offset is taken for
+// good. The sender goes on from there, also after a lost connection.
+type StdinTaken struct {
+	Offset int64 `json:"offset"`
+}
+
 // Ended answers /wait.
 type Ended struct {
 	ExitCode int    `json:"exit_code"`
@@ -121,7 +133,12 @@ type Error struct {
 	Message string `json:"error"`
 	Exit    int    `json:"exit"` // suggested exit code of the command
 	Status  int    `json:"-"`
+
+	cause error
 }
 
 // Error implements error.
 func (e *Error) Error() string { return e.Message }
+
+// Unwrap returns what caused e, if it was made by the client.
+func (e *Error) Unwrap() error { return e.cause }
