@@ -1,0 +1,285 @@
+package local
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/lampause/lampause/internal/paths"
+	"github.com/lampause/lampause/job"
+)
+
+// errLocked says that somebody else holds a lock.
+var errLocked = errors.New("locked")
+
+// lockFile opens path, creating it, and takes an exclusive flock on it without
+// waiting. The lock lives as long as any duplicate of the returned file is
+// open, in whatever process.
+//
+// Expected errors: errLocked; those of open(2).
+func lockFile(path string) (*os.File, error) {
+	for {
+		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+		if err != nil {
+			return nil, err
+		}
+		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+			_ = f.Close()
+			if errors.Is(err, unix.EWOULDBLOCK) {
+				return nil, fmt.Errorf("%s: %w", path, errLocked)
+			}
+			return nil, fmt.Errorf("flock %s: %w", path, err)
+		}
+		// The previous owner may have removed the file between open and flock;
+		// a lock on a nameless file excludes nobody.
+		mine, err1 := f.Stat()
+		named, err2 := os.Stat(path)
+		if err1 == nil && err2 == nil && os.SameFile(mine, named) {
+			return f, nil
+		}
+		_ = f.Close()
+		if err1 != nil {
+			return nil, err1
+		}
+	}
+}
+
+// locks are the claims of a cluster on its two directories.
+type locks struct {
+	runtime, state *os.File
+	made           bool   // the runtime directory is ours to remove
+	note           string // what was cleaned up, empty for nothing
+}
+
+func (l *locks) close() {
+	for _, f := range []*os.File{l.runtime, l.state} {
+		if f != nil {
+			_ = f.Close()
+		}
+	}
+}
+
+// claim takes the runtime and the state directory for a new cluster. What a
+// dead cluster left behind is removed.
+//
+// Expected errors: *Refused with job.ExitConfig when a cluster or a daemon is
+// alive there or when the leftovers cannot be judged; with job.ExitPermission
+// when a directory cannot be used.
+func claim(ctx context.Context, d paths.Dirs) (l locks, err error) {
+	_, missing := os.Lstat(d.Runtime)
+	l.made = errors.Is(missing, fs.ErrNotExist)
+	for _, dir := range []string{d.Runtime, d.State} {
+		if err := paths.EnsurePrivate(dir); err != nil {
+			return l, refuse(job.ExitPermission, "cannot use directory: %w", err)
+		}
+	}
+	defer func() {
+		if err != nil {
+			l.close()
+			l = locks{}
+		}
+	}()
+	if l.runtime, err = lockFile(d.ClusterLock()); err != nil {
+		return l, usedError(d, d.Runtime, err)
+	}
+	dead, err := clearStale(ctx, d)
+	if err != nil {
+		return l, err
+	}
+	if dead != nil {
+		l.made = l.made || dead.MadeRuntime
+		l.note = fmt.Sprintf("removed the remains of a local cluster that died (holder pid %d)", dead.HolderPID)
+	}
+	if l.state, err = lockFile(filepath.Join(d.State, "cluster.lock")); err != nil {
+		return l, usedError(d, d.State, err)
+	}
+	return l, nil
+}
+
+// usedError words a failure to lock dir.
+func usedError(d paths.Dirs, dir string, err error) error {
+	if !errors.Is(err, errLocked) {
+		return refuse(job.ExitPermission, "cannot use directory %s: %w", dir, err)
+	}
+	what, way := "another local cluster", "LAM_STATE_DIR"
+	if dir == d.Runtime {
+		way = "LAM_RUNTIME_DIR"
+		if c, cerr := readCluster(d); cerr == nil {
+			what = fmt.Sprintf("a local cluster of %d nodes (holder pid %d, since %s)",
+				len(c.Nodes), c.HolderPID, c.Created.Format(time.DateTime))
+		}
+	}
+	return refuse(job.ExitConfig, "%s uses %s; end it with `lam halt`, or set %s to another directory", what, dir, way)
+}
+
+// clearStale removes what a dead cluster left in the runtime directory. The
+// caller holds its lock, so the cluster's holder is dead or about to be: its
+// descriptors are closed a moment before the kernel has killed its nodes.
+func clearStale(ctx context.Context, d paths.Dirs) (dead *Cluster, err error) {
+	c, err := readCluster(d)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		if n, alive := anyDaemon(d); alive {
+			return nil, refuse(job.ExitConfig, "a lamd (%s) is running in %s; end it first, or set LAM_RUNTIME_DIR to another directory", n, d.Runtime)
+		}
+		return nil, nil
+	case err != nil:
+		return nil, refuse(job.ExitConfig, "stale runtime directory %s: %w; remove it, or set LAM_RUNTIME_DIR to another one", d.Runtime, err)
+	}
+	if err := awaitGone(ctx, c, 10*time.Second); err != nil {
+		return nil, refuse(job.ExitConfig, "stale runtime directory %s: %w", d.Runtime, err)
+	}
+	if err := sweep(c); err != nil {
+		return nil, refuse(job.ExitConfig, "stale runtime directory %s: %w", d.Runtime, err)
+	}
+	return c, nil
+}
+
+// readCluster reads cluster.json and checks that it speaks of this directory.
+//
+// Expected errors: fs.ErrNotExist; one for content that is not ours.
+func readCluster(d paths.Dirs) (*Cluster, error) {
+	raw, err := os.ReadFile(d.ClusterFile())
+	if err != nil {
+		return nil, err
+	}
+	var c Cluster
+	if err := json.Unmarshal(raw, &c); err != nil {
+		return nil, fmt.Errorf("%s: not readable: %w", d.ClusterFile(), err)
+	}
+	if c.Version != Version {
+		return nil, fmt.Errorf("%s: version %d, this program knows %d", d.ClusterFile(), c.Version, Version)
+	}
+	if c.Runtime != d.Runtime {
+		return nil, fmt.Errorf("%s: speaks of %s", d.ClusterFile(), c.Runtime)
+	}
+	for _, n := range c.Nodes { // they become paths that sweep removes
+		if !job.ValidNode(n.Node) {
+			return nil, fmt.Errorf("%s: node name %q", d.ClusterFile(), n.Node)
+		}
+	}
+	return &c, nil
+}
+
+// writeCluster replaces cluster.json.
+func writeCluster(c *Cluster) error {
+	raw, err := json.MarshalIndent(c, "", "  ")
+	if err != nil {
+		return fmt.Errorf("write cluster.json: %w", err)
+	}
+	tmp := c.ClusterFile() + ".new"
+	if err := os.WriteFile(tmp, append(raw, '\n'), 0o600); err != nil {
+		return fmt.Errorf("write cluster.json: %w", err)
+	}
+	if err := os.Rename(tmp, c.ClusterFile()); err != nil {
+		return fmt.Errorf("write cluster.json: %w", err)
+	}
+	return nil
+}
+
+// sweep removes the runtime files of c, by name; cluster.json goes last, so
+// that an interrupted sweep is found and finished. The lock and the state stay.
+func sweep(c *Cluster) error {
+	var errs []error
+	for _, n := range c.Nodes {
+		errs = append(errs, os.RemoveAll(c.Dirs.Node(n.Node)))
+	}
+	for _, f := range []string{c.ClusterSocket(), c.HolderLog(), c.ClusterFile() + ".new", c.ClusterFile()} {
+		if err := os.Remove(f); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// unclaim removes the lock file, which the caller has locked, and the runtime
+// directory if made by a cluster and empty.
+func unclaim(d paths.Dirs, made bool) {
+	_ = os.Remove(d.ClusterLock())
+	if made {
+		_ = os.Remove(d.Runtime) // fails when somebody put something there: theirs to keep
+	}
+}
+
+// holderAlive reports whether the very process that c names still exists.
+func holderAlive(c *Cluster) bool {
+	if id, err := bootID(); err == nil && id != c.BootID {
+		return false
+	}
+	start, err := startTime(c.HolderPID)
+	return err == nil && start == c.HolderStart
+}
+
+// awaitGone waits until the holder is gone, and with it, by the end of its pid
+// namespace, every process of the cluster.
+//
+// Expected errors: one that names the pid when the time is over.
+func awaitGone(ctx context.Context, c *Cluster, limit time.Duration) error {
+	if c.HolderPID <= 0 {
+		return nil
+	}
+	fd, err := unix.PidfdOpen(c.HolderPID, 0)
+	if err != nil || !holderAlive(c) { // checked after the open: the pid cannot change hands under the fd
+		if err == nil {
+			_ = unix.Close(fd)
+		}
+		return nil
+	}
+	defer func() { _ = unix.Close(fd) }()
+	deadline := time.Now().Add(limit)
+	for ctx.Err() == nil && time.Now().Before(deadline) {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 100)
+		if n > 0 {
+			return nil
+		}
+		if err != nil && !errors.Is(err, unix.EINTR) {
+			return fmt.Errorf("wait for holder %d: %w", c.HolderPID, err)
+		}
+	}
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return fmt.Errorf("holder %d is still there after %v", c.HolderPID, limit)
+}
+
+// bootID identifies this run of the kernel (random(4)).
+func bootID() (string, error) {
+	raw, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	return strings.TrimSpace(string(raw)), err
+}
+
+// startTime returns field 22 of /proc/PID/stat, in clock ticks after boot
+// (proc_pid_stat(5)); with the pid it names a process for good. The state of a
+// zombie counts as not there.
+func startTime(pid int) (uint64, error) {
+	raw, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		return 0, err
+	}
+	return parseStartTime(string(raw))
+}
+
+func parseStartTime(stat string) (uint64, error) {
+	// The second field, the name in parentheses, may hold anything.
+	end := strings.LastIndexByte(stat, ')')
+	if end < 0 {
+		return 0, fmt.Errorf("stat %q: no name", stat)
+	}
+	f := strings.Fields(stat[end+1:])
+	if len(f) < 20 {
+		return 0, fmt.Errorf("stat %q: too short", stat)
+	}
+	if f[0] == "Z" || f[0] == "X" {
+		return 0, fs.ErrNotExist
+	}
+	return strconv.ParseUint(f[19], 10, 64)
+}
