@@ -53,7 +53,7 @@ type peer struct {
 	probing   bool          // a probe is under way
 	nextProbe time.Duration
 
-	rejoinAt    time.Duration // next dial of a dead member
+	rejoinAt    time.Duration // next exchange of state with a member held dead
 	rejoinPause time.Duration
 }
 
@@ -67,6 +67,10 @@ const (
 	reachAccepted
 	reachNone
 )
+
+// tellEvery is the pause between two exchanges of state with a living member that
+// memberlist holds dead.
+const tellEvery = time.Second
 
 func newTable(self job.NodeID, tun Tuning) *table {
 	return &table{tun: tun, self: self, peers: make(map[job.NodeID]*peer)}
@@ -187,7 +191,8 @@ func (t *table) unreachable(now time.Duration, n job.NodeID, b job.Boot) {
 
 // acked takes a ping that memberlist completed by itself: proof of life.
 func (t *table) acked(now time.Duration, n job.NodeID, b job.Boot) {
-	if p := t.find(n, b); p != nil && !p.operator && (p.doubt || p.state == Suspect) {
+	p := t.find(n, b)
+	if p != nil && !p.operator && p.state != Left && (p.doubt || p.state != Alive) {
 		t.clear(now, p, SourceProbe, false)
 	}
 }
@@ -195,13 +200,14 @@ func (t *table) acked(now time.Duration, n job.NodeID, b job.Boot) {
 // probed takes the outcome of a probe that drain asked for.
 func (t *table) probed(now time.Duration, g target, r reach) {
 	p := t.find(g.node, g.boot)
-	if p == nil || p.operator {
+	if p == nil || p.operator || p.state == Left {
 		return
 	}
 	p.probing = false
 	if r == reachAck {
-		if p.gossip { // it lives and does not know what is said about it
+		if p.gossip && now >= p.rejoinAt { // it does not know what is said about it
 			t.rejoin = append(t.rejoin, g)
+			p.rejoinAt = now + tellEvery
 		}
 		t.clear(now, p, SourceProbe, false)
 		return

@@ -16,13 +16,21 @@ func (t *table) verdict(now time.Duration, p *peer, isolated bool) (Source, bool
 		return "", false
 	case p.hostUp:
 		// lamd restarts or hangs on a host that answers.
-		return p.accuser, p.gossip && now-p.doubtAt >= t.tun.RestartGrace
+		return p.decider(), p.gossip && now-p.doubtAt >= t.tun.RestartGrace
 	case p.gossip:
-		return p.accuser, p.fails >= 2
+		return p.decider(), p.fails >= 2
 	case !weak(p.accuser):
 		return p.accuser, p.fails >= 2 && p.lastFail-p.firstFail >= t.tun.ConfirmSpan
 	}
 	return SourceProbe, p.fails >= 3 && p.lastFail-p.firstFail >= t.tun.LocalAfter
+}
+
+// decider is the source to name when memberlist agrees with the accuser.
+func (p *peer) decider() Source {
+	if weak(p.accuser) {
+		return SourceGossip
+	}
+	return p.accuser
 }
 
 // isolated reports whether more than half of the other members cannot be
