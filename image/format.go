@@ -15,7 +15,7 @@ import (
 //	0               header, one page of 4096 bytes
 //	4096            data: the stored bytes of all runs, in index order, no gaps
 //	indexOff        index: one entry of 32 bytes per run
-//	indexOff+32n    trailer, 64 bytes; the file ends here
+//	indexOff+32n    trailer, 64 bytes; the file ends here. Its XXH3 is in Manifest.Tails
 //
 // Header:
 //

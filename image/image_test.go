@@ -128,7 +128,8 @@ func TestRoundTrip(t *testing.T) {
 				t.Fatal(err)
 			}
 			want := testManifest()
-			want.Version, want.Identity, want.Files = Version, testID, r.Manifest().Files
+			want.Version, want.Identity = Version, testID
+			want.Files, want.Tails = r.Manifest().Files, r.Manifest().Tails
 			if diff := cmp.Diff(want, r.Manifest()); diff != "" {
 				t.Errorf("manifest (-want +got):\n%s", diff)
 			}

@@ -40,6 +40,7 @@ type Manifest struct {
 	Host         Host                   `json:"host"`
 	Clock        Clock                  `json:"clock"`
 	Files        map[string]podapi.File `json:"files"` // page files by name; set by Writer.Commit
+	Tails        map[string]uint64      `json:"tails"` // XXH3 of their trailers, which cover all of them; set by Writer.Commit
 }
 
 // StdioCount is how many bytes a rank had written to one of its output

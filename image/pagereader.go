@@ -31,17 +31,17 @@ type PageReader struct {
 }
 
 // openPages checks header, index and trailer of f, which must be the file of
-// part and size bytes long, and takes f over. The memory it needs is bounded
+// part, size bytes long and with a trailer of XXH3 sum, and takes f over. The memory it needs is bounded
 // by the size of the file.
-func openPages(f *os.File, part partID, size int64) (*PageReader, error) {
+func openPages(f *os.File, part partID, size int64, sum uint64) (*PageReader, error) {
 	p := &PageReader{part: part, f: f}
-	if err := p.load(size); err != nil {
+	if err := p.load(size, sum); err != nil {
 		return nil, errors.Join(fmt.Errorf("%s: %w", part.name(), err), f.Close())
 	}
 	return p, nil
 }
 
-func (p *PageReader) load(want int64) error {
+func (p *PageReader) load(want int64, tailSum uint64) error {
 	st, err := p.f.Stat()
 	if err != nil {
 		return err
@@ -68,6 +68,9 @@ func (p *PageReader) load(want int64) error {
 	}
 	if p.tail, err = decodeTrailer(tail, sum, size); err != nil {
 		return err
+	}
+	if leUint64(tail[trailerSize-8:]) != tailSum {
+		return fmt.Errorf("%w: is not the file that the manifest means", ErrCorrupt)
 	}
 	index := make([]byte, size-trailerSize-p.tail.indexOff)
 	if err := readAt(p.f, index, p.tail.indexOff); err != nil {

@@ -327,7 +327,8 @@ func (p *PageWriter) Close() error {
 		indexOff: p.end, runs: uint64(len(p.runs)), indexSum: xxh3.Hash(index),
 		dataPages: p.dataPages, zeroPages: p.zeroPages,
 	}
-	p.queue(append(index, t.encode(p.headerSum)...))
+	end := t.encode(p.headerSum)
+	p.queue(append(index, end...))
 	p.flushHashed()
 	close(p.hashIn)
 	h := <-p.hashOut
@@ -340,6 +341,6 @@ func (p *PageWriter) Close() error {
 	if err := p.f.Close(); err != nil && p.err == nil {
 		p.err = fmt.Errorf("close %s: %w", p.part.name(), err)
 	}
-	p.w.finished(p, podapi.File{Size: p.end, SHA256: hex.EncodeToString(h.Sum(nil))})
+	p.w.finished(p, podapi.File{Size: p.end, SHA256: hex.EncodeToString(h.Sum(nil))}, leUint64(end[trailerSize-8:]))
 	return p.err
 }

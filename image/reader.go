@@ -91,7 +91,7 @@ func (r *Reader) openPart(name string, want podapi.File) error {
 	if err != nil {
 		return err
 	}
-	p, err := openPages(f, partID{Identity: r.manifest.Identity, kind: kind, id: id}, want.Size)
+	p, err := openPages(f, partID{Identity: r.manifest.Identity, kind: kind, id: id}, want.Size, r.manifest.Tails[name])
 	if err != nil {
 		return err
 	}

@@ -28,6 +28,7 @@ type Writer struct {
 
 	mu    sync.Mutex
 	files map[string]podapi.File
+	tails map[string]uint64
 	open  map[string]*PageWriter
 	done  bool
 }
@@ -63,7 +64,7 @@ func newWriter(parent *os.File, name string, id Identity, o Options, step steppe
 	}
 	return &Writer{
 		id: id, opts: o, step: step, parent: parent, dir: dir, tmp: tmp, name: name,
-		files: map[string]podapi.File{}, open: map[string]*PageWriter{},
+		files: map[string]podapi.File{}, tails: map[string]uint64{}, open: map[string]*PageWriter{},
 	}, nil
 }
 
@@ -100,12 +101,13 @@ func (w *Writer) part(part partID) (*PageWriter, error) {
 }
 
 // finished is told by a PageWriter that it is closed.
-func (w *Writer) finished(p *PageWriter, f podapi.File) {
+func (w *Writer) finished(p *PageWriter, f podapi.File, tail uint64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	delete(w.open, p.part.name())
 	if p.err == nil {
 		w.files[p.part.name()] = f
+		w.tails[p.part.name()] = tail
 	}
 }
 
@@ -117,7 +119,7 @@ func (w *Writer) syncFile(f *os.File, name string) error {
 }
 
 // Commit writes the manifest and gives the image its name, durably. Every
-// PageWriter must be closed. m.Version, m.Identity and m.Files are set here;
+// PageWriter must be closed. m.Version, m.Identity, m.Files and m.Tails are set here;
 // each process that has memory and each object needs its page file.
 // After an error the Writer must still be aborted.
 //
@@ -128,7 +130,7 @@ func (w *Writer) Commit(ctx context.Context, m *Manifest) (podapi.Written, error
 	if len(w.open) > 0 || w.done {
 		return podapi.Written{}, fmt.Errorf("image: commit: %d page files open, done %v: %w", len(w.open), w.done, os.ErrInvalid)
 	}
-	m.Version, m.Identity, m.Files = Version, w.id, w.files
+	m.Version, m.Identity, m.Files, m.Tails = Version, w.id, w.files, w.tails
 	err := errors.Join(m.Validate(), m.checkFiles())
 	if err == nil {
 		err = ctx.Err()
@@ -181,7 +183,7 @@ func (m *Manifest) checkFiles() error {
 			return fmt.Errorf("%w: no file %s", ErrIncomplete, n)
 		}
 	}
-	if len(m.Files) != len(want) {
+	if len(m.Files) != len(want) || len(m.Tails) != len(want) {
 		return fmt.Errorf("%w: %d page files, want %d", ErrCorrupt, len(m.Files), len(want))
 	}
 	return nil
