@@ -265,4 +265,9 @@ type TCPEnd struct {
 	SACK       bool           `json:"sack"`
 	Timestamps bool           `json:"timestamps"`
 	TSVal      uint32         `json:"tsval"`
+	Cookie     uint64         `json:"cookie"`              // SO_COOKIE of the live socket at the epoch: its identity
+	Family     int            `json:"family"`              // AF_INET, AF_INET6
+	MaxWindow  uint32         `json:"max_window"`          // largest window that the peer ever offered, bytes
+	PeerGone   bool           `json:"peer_gone,omitempty"` // no process holds the other end
+	Congestion string         `json:"congestion,omitempty"`
 }

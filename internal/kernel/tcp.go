@@ -1,0 +1,253 @@
+package kernel
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+)
+
+// Values of TCP_REPAIR_QUEUE; linux/tcp.h.
+const (
+	QueueNone = 0
+	QueueRecv = 1
+	QueueSend = 2
+)
+
+// TCPWindow is struct tcp_repair_window of linux/tcp.h (Linux 4.8).
+type TCPWindow struct {
+	SndWl1    uint32 // sequence number of the segment that last updated SndWnd
+	SndWnd    uint32 // window that the peer offers us, bytes
+	MaxWindow uint32 // largest SndWnd ever
+	RcvWnd    uint32 // window that we offer, from RcvWup on
+	RcvWup    uint32 // rcv_nxt when we last sent a window
+}
+
+// TCPOption is struct tcp_repair_opt: an option that the handshake agreed on.
+type TCPOption struct {
+	Code, Value uint32
+}
+
+// Codes of TCPOption; the numbers of RFC 793, 2018 and 7323.
+const (
+	TCPOptMSS        = 2
+	TCPOptWindow     = 3 // value: send scale | receive scale << 16
+	TCPOptSACK       = 4
+	TCPOptTimestamps = 8
+)
+
+// TCPRepair enters repair mode. The socket stops sending on its own account
+// and its queues and sequence numbers become accessible. It also sets
+// SO_REUSEADDR to a "force" value, which TCPRepairOff turns into 0: the caller
+// remembers and sets the option.
+//
+// Expected errors: *Error with EPERM (no CAP_NET_ADMIN in the user namespace
+// that owns the socket's network namespace, or a listening socket).
+// Source: net/ipv4/tcp.c, do_tcp_setsockopt.
+func (s *Sys) TCPRepair(fd int) error {
+	return s.do("setsockopt TCP_REPAIR", 0, func() error {
+		return unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_REPAIR, unix.TCP_REPAIR_ON)
+	})
+}
+
+// TCPRepairOff leaves repair mode; with probe, a window probe is sent, which
+// makes the peer answer with its window.
+func (s *Sys) TCPRepairOff(fd int, probe bool) error {
+	how := unix.TCP_REPAIR_OFF_NO_WP
+	if probe {
+		how = unix.TCP_REPAIR_OFF
+	}
+	return s.do("setsockopt TCP_REPAIR_OFF", 0, func() error {
+		return unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_REPAIR, how)
+	})
+}
+
+// TCPQueue chooses the queue (Queue*) that sequence numbers, Peek and Send
+// mean from now on. Repair mode only.
+func (s *Sys) TCPQueue(fd, queue int) error {
+	return s.do("setsockopt TCP_REPAIR_QUEUE", 0, func() error {
+		return unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_REPAIR_QUEUE, queue)
+	})
+}
+
+// TCPSeq returns the sequence number of the chosen queue's end: write_seq, or
+// rcv_nxt.
+func (s *Sys) TCPSeq(fd int) (uint32, error) {
+	var v uint32
+	err := s.do("getsockopt TCP_QUEUE_SEQ", 0, func() error {
+		n, err := unix.GetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_QUEUE_SEQ)
+		v = uint32(n)
+		return err
+	})
+	return v, err
+}
+
+// SetTCPSeq sets the sequence number of the chosen queue.
+//
+// Expected errors: *Error with EPERM unless the socket is closed.
+func (s *Sys) SetTCPSeq(fd int, seq uint32) error {
+	return s.do("setsockopt TCP_QUEUE_SEQ", 0, func() error {
+		return unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_QUEUE_SEQ, int(int32(seq)))
+	})
+}
+
+// SetTCPOptions tells a connection made under repair what its handshake would
+// have agreed on. Nothing may have been sent on it.
+//
+// Expected errors: *Error with EPERM (not established, or used).
+func (s *Sys) SetTCPOptions(fd int, opts []TCPOption) error {
+	b := make([]byte, 0, 8*len(opts))
+	for _, o := range opts {
+		b = binary.NativeEndian.AppendUint32(b, o.Code)
+		b = binary.NativeEndian.AppendUint32(b, o.Value)
+	}
+	return s.do("setsockopt TCP_REPAIR_OPTIONS", 0, func() error {
+		return unix.SetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_REPAIR_OPTIONS, string(b))
+	})
+}
+
+// SetTCPWindow sets the windows of a connection under repair.
+//
+// Expected errors: *Error with EINVAL (MaxWindow < SndWnd, or RcvWup beyond
+// rcv_nxt).
+func (s *Sys) SetTCPWindow(fd int, w TCPWindow) error {
+	var b []byte
+	for _, v := range []uint32{w.SndWl1, w.SndWnd, w.MaxWindow, w.RcvWnd, w.RcvWup} {
+		b = binary.NativeEndian.AppendUint32(b, v)
+	}
+	return s.do("setsockopt TCP_REPAIR_WINDOW", 0, func() error {
+		return unix.SetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_REPAIR_WINDOW, string(b))
+	})
+}
+
+// TCPInfo returns struct tcp_info.
+//
+// Source: tcp(7), TCP_INFO.
+func (s *Sys) TCPInfo(fd int) (*unix.TCPInfo, error) {
+	var info *unix.TCPInfo
+	err := s.do("getsockopt TCP_INFO", 0, func() (err error) {
+		info, err = unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
+		return err
+	})
+	return info, err
+}
+
+// TCPDropAll makes a socket ignore every incoming packet.
+//
+// Source: socket(7), SO_ATTACH_FILTER.
+func (s *Sys) TCPDropAll(fd int) error {
+	return s.attach(fd, []unix.SockFilter{{Code: bpfRet, K: 0}})
+}
+
+// TCPAccept makes a socket ignore incoming packets except those whose sequence
+// number is one of the span numbers from first on, and all resets.
+func (s *Sys) TCPAccept(fd int, first, span uint32) error {
+	const flagRST = 4
+	return s.attach(fd, []unix.SockFilter{
+		{Code: bpfLoadWord, K: 4}, // sequence number of the TCP header
+		{Code: bpfSub, K: first},
+		{Code: bpfJumpGE, Jt: 3, K: span},
+		{Code: bpfLoadByte, K: 13}, // flags of the TCP header
+		{Code: bpfJumpSet, Jt: 1, K: flagRST},
+		{Code: bpfRet, K: ^uint32(0)},
+		{Code: bpfRet, K: 0},
+	})
+}
+
+// TCPAcceptAll removes what TCPDropAll or TCPAccept attached.
+//
+// Expected errors: *Error with ENOENT when there is no filter.
+func (s *Sys) TCPAcceptAll(fd int) error {
+	return s.do("setsockopt SO_DETACH_FILTER", 0, func() error {
+		return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DETACH_FILTER, 0)
+	})
+}
+
+// Classic BPF opcodes; linux/filter.h.
+const (
+	bpfLoadWord = unix.BPF_LD | unix.BPF_W | unix.BPF_ABS
+	bpfLoadByte = unix.BPF_LD | unix.BPF_B | unix.BPF_ABS
+	bpfSub      = unix.BPF_ALU | unix.BPF_SUB | unix.BPF_K
+	bpfJumpGE   = unix.BPF_JMP | unix.BPF_JGE | unix.BPF_K
+	bpfJumpSet  = unix.BPF_JMP | unix.BPF_JSET | unix.BPF_K
+	bpfRet      = unix.BPF_RET | unix.BPF_K
+)
+
+func (s *Sys) attach(fd int, prog []unix.SockFilter) error {
+	return s.do("setsockopt SO_ATTACH_FILTER", 0, func() error {
+		return unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER,
+			&unix.SockFprog{Len: uint16(len(prog)), Filter: &prog[0]})
+	})
+}
+
+// TCPTuple is the address part of struct inet_diag_sockid.
+type TCPTuple struct {
+	Family     int // AF_INET, AF_INET6
+	Local      [16]byte
+	Remote     [16]byte
+	LocalPort  uint16
+	RemotePort uint16
+}
+
+// TCPDestroy makes the kernel forget a connection of the namespace that no
+// process may hold any more: TIME_WAIT, or bytes that linger after close.
+//
+// Expected errors: *Error with ENOENT (there is none), EOPNOTSUPP (kernel
+// without CONFIG_INET_DIAG_DESTROY). Source: sock_diag(7), SOCK_DESTROY.
+func (s *Sys) TCPDestroy(netns int, t TCPTuple) error {
+	return s.do("SOCK_DESTROY", 0, func() error {
+		return inNetNS(netns, func() error { return destroy(t) })
+	})
+}
+
+// sockDestroy is SOCK_DESTROY of linux/sock_diag.h.
+const sockDestroy = 21
+
+func destroy(t TCPTuple) error {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_SOCK_DIAG)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if err := unix.Sendto(fd, destroyRequest(t), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return err
+	}
+	if ready, err := poll(fd, unix.POLLIN, 1000); err != nil || ready&unix.POLLIN == 0 {
+		return errors.Join(err, ErrTimeout)
+	}
+	buf := make([]byte, 4096)
+	n, _, err := unix.Recvfrom(fd, buf, 0)
+	if err != nil {
+		return err
+	}
+	if n < unix.SizeofNlMsghdr+4 || binary.NativeEndian.Uint16(buf[4:]) != unix.NLMSG_ERROR {
+		return fmt.Errorf("unexpected answer of %d bytes", n)
+	}
+	if code := int32(binary.NativeEndian.Uint32(buf[unix.SizeofNlMsghdr:])); code != 0 {
+		return unix.Errno(-code)
+	}
+	return nil
+}
+
+// destroyRequest lays out struct nlmsghdr and struct inet_diag_req_v2:
+//
+//	 0 nlmsghdr (16)
+//	16 family, protocol, ext, pad (4)   20 states (4)
+//	24 sport dport (2+2, big endian)    28 src (16)  44 dst (16)
+//	60 interface (4)                    64 cookie (8, all ones: any)
+func destroyRequest(t TCPTuple) []byte {
+	b := make([]byte, 0, 72)
+	b = binary.NativeEndian.AppendUint32(b, 72)
+	b = binary.NativeEndian.AppendUint16(b, sockDestroy)
+	b = binary.NativeEndian.AppendUint16(b, unix.NLM_F_REQUEST|unix.NLM_F_ACK)
+	b = append(b, 0, 0, 0, 0, 0, 0, 0, 0) // sequence number and port
+	b = append(b, byte(t.Family), unix.IPPROTO_TCP, 0, 0)
+	b = binary.NativeEndian.AppendUint32(b, ^uint32(0))
+	b = binary.BigEndian.AppendUint16(b, t.LocalPort)
+	b = binary.BigEndian.AppendUint16(b, t.RemotePort)
+	b = append(b, t.Local[:]...)
+	b = append(b, t.Remote[:]...)
+	b = append(b, 0, 0, 0, 0)
+	return append(b, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff)
+}
