@@ -1,0 +1,143 @@
+package lamd
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/lampause/lampause/image"
+	"github.com/lampause/lampause/internal/control"
+	"github.com/lampause/lampause/internal/podapi"
+	"github.com/lampause/lampause/job"
+	"github.com/lampause/lampause/scheduler"
+	"github.com/lampause/lampause/scheduler/conduct"
+)
+
+// actor carries out the conductor's actions, each in a goroutine of its own.
+type actor struct {
+	peers   *peers
+	propose func(context.Context, scheduler.Command) error
+	specOf  func(job.ID) (job.Spec, bool)
+}
+
+// do carries out an action that is answered by a Done, and returns that.
+func (a *actor) do(ctx context.Context, act conduct.Action) conduct.Done {
+	switch act := act.(type) {
+	case conduct.Propose:
+		return a.timed(ctx, act.Ref, act.Timeout, func(ctx context.Context) error { return a.propose(ctx, act.Command) })
+	case conduct.StartPod:
+		return a.timed(ctx, act.Ref, act.Timeout, func(ctx context.Context) error {
+			return a.peers.call(ctx, act.Node, http.MethodPost, "/v1/node/start", act.Spec, nil)
+		})
+	case conduct.KillPod:
+		r := killRequest{Job: act.Job, Pod: act.Pod, UpTo: act.UpTo, Drain: act.Drain}
+		return a.timed(ctx, act.Ref, act.Timeout, func(ctx context.Context) error {
+			return a.peers.call(ctx, act.Node, http.MethodPost, "/v1/node/kill", r, nil)
+		})
+	case conduct.Call:
+		return a.phase(ctx, act)
+	case conduct.Copy:
+		return a.timed(ctx, act.Ref, act.Timeout, func(ctx context.Context) error { return a.copy(ctx, act) })
+	case conduct.Seal:
+		return a.timed(ctx, act.Ref, act.Timeout, func(ctx context.Context) error { return a.seal(ctx, act) })
+	case conduct.PullFences:
+		return a.pullFences(ctx, act)
+	}
+	return conduct.Done{Failure: &conduct.Failure{Kind: conduct.FailedForGood, Text: fmt.Sprintf("no such action %T", act)}}
+}
+
+// timed runs do within its time and classes its error.
+func (a *actor) timed(ctx context.Context, ref conduct.Ref, timeout time.Duration, do func(context.Context) error) conduct.Done {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	return conduct.Done{Ref: ref, Failure: failure(do(ctx))}
+}
+
+// failure classes an error by what the conductor does about it.
+func failure(err error) *conduct.Failure {
+	if err == nil {
+		return nil
+	}
+	f := &conduct.Failure{Kind: conduct.Unreachable, Text: err.Error()}
+	var refused *control.Error
+	if r := scheduler.AsRefusal(err); r != nil {
+		f.Kind, f.Exit = conduct.Refused, r.Exit
+	} else if errors.As(err, &refused) {
+		f.Kind, f.Exit = failureKind(refused.Status), 0
+		if refused.Exit != job.ExitInternal {
+			f.Exit = refused.Exit
+		}
+	}
+	return f
+}
+
+func failureKind(status int) conduct.FailureKind {
+	switch status {
+	case http.StatusConflict, http.StatusUnprocessableEntity, http.StatusBadRequest, http.StatusForbidden:
+		return conduct.Refused
+	case http.StatusServiceUnavailable, http.StatusBadGateway:
+		return conduct.Unreachable
+	}
+	return conduct.FailedForGood
+}
+
+// phase sends one op to a pod.
+func (a *actor) phase(ctx context.Context, act conduct.Call) conduct.Done {
+	ctx, cancel := context.WithTimeout(ctx, act.Timeout)
+	defer cancel()
+	reply, status, err := a.peers.postPhase(ctx, act.Node, act.Job, act.Request)
+	d := conduct.Done{Ref: act.Ref, Reply: reply}
+	switch {
+	case err != nil:
+		d.Reply, d.Failure = nil, failure(err)
+	case status == http.StatusOK:
+	default:
+		kind := failureKind(status)
+		if kind == conduct.Refused && reply.Retry {
+			kind = conduct.RefusedNow
+		}
+		d.Failure = &conduct.Failure{Kind: kind, Text: reply.Error}
+	}
+	return d
+}
+
+func (a *actor) copy(ctx context.Context, act conduct.Copy) error {
+	r := copyRequest{Job: act.Job, Epoch: act.Epoch, Pod: act.Pod, From: act.From, Written: act.Written, Urgent: act.Urgent}
+	return a.peers.call(ctx, act.To, http.MethodPost, "/v1/node/copy", r, nil)
+}
+
+// seal makes the COMMITTED record out of the replicated one.
+func (a *actor) seal(ctx context.Context, act conduct.Seal) error {
+	record, err := json.Marshal(act.Job)
+	if err != nil {
+		return fmt.Errorf("encode job record: %w", err)
+	}
+	digests := make(map[job.PodIndex]string, len(act.Epoch.Images))
+	for _, im := range act.Epoch.Images {
+		digests[im.Pod] = im.Written.Digest
+	}
+	r := sealRequest{Commit: image.Commit{
+		Job: act.Job.ID, Epoch: act.Epoch.Epoch, RaftIndex: act.Epoch.Index,
+		SetDigest: image.SetDigest(digests), Pods: digests, Record: record,
+	}}
+	return a.peers.call(ctx, act.Node, http.MethodPost, "/v1/node/seal", r, nil)
+}
+
+// pullFences asks a pod for every PMI fence at which it arrived.
+func (a *actor) pullFences(ctx context.Context, act conduct.PullFences) conduct.Done {
+	ctx, cancel := context.WithTimeout(ctx, act.Timeout)
+	defer cancel()
+	var out []podapi.Fence
+	err := a.peers.call(ctx, act.Node, http.MethodGet, "/v1/pods/"+act.Job.String()+podapi.PathFences, nil, &out)
+	return conduct.Done{Ref: act.Ref, Failure: failure(err), Fences: out}
+}
+
+// drop is not answered: what is missed is swept later.
+func (a *actor) drop(ctx context.Context, act conduct.Drop) error {
+	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
+	defer cancel()
+	return a.peers.call(ctx, act.Node, http.MethodPost, "/v1/node/drop", dropRequest{Job: act.Job, Epoch: act.Epoch}, nil)
+}

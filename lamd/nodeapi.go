@@ -1,0 +1,345 @@
+package lamd
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"os"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/lampause/lampause/image"
+	"github.com/lampause/lampause/internal/control"
+	"github.com/lampause/lampause/internal/podapi"
+	"github.com/lampause/lampause/job"
+)
+
+// The node API: what daemons ask of each other, HTTP/1.1 with JSON on the
+// node's own address. It is reached by members of the cluster only: a local
+// cluster's network is its own.
+//
+//	POST /v1/node/start            podapi.PodSpec
+//	POST /v1/node/kill             killRequest
+//	POST /v1/node/copy             copyRequest
+//	POST /v1/node/seal             sealRequest
+//	POST /v1/node/drop             dropRequest
+//	GET  /v1/images/JOB/EPOCH/POD/FILE
+//	*    /v1/pods/JOB/PATH         PATH of the supervisor (podapi)
+//	*    /v1/control/PATH          PATH of the control API, at the leader
+//	POST /v1/report /v1/lease /v1/fence /v1/apply   at the leader
+
+// killRequest asks for the end of a pod built in an incarnation up to UpTo.
+type killRequest struct {
+	Job   job.ID          `json:"job"`
+	Pod   job.PodIndex    `json:"pod"`
+	UpTo  job.Incarnation `json:"up_to"`
+	Drain bool            `json:"drain"`
+}
+
+// copyRequest asks a node to hold a pod's image, fetched from one of From.
+type copyRequest struct {
+	Job     job.ID         `json:"job"`
+	Epoch   job.Epoch      `json:"epoch"`
+	Pod     job.PodIndex   `json:"pod"`
+	From    []job.NodeID   `json:"from"`
+	Written podapi.Written `json:"written"`
+	Urgent  bool           `json:"urgent"`
+	UID     uint32         `json:"uid"`
+	GID     uint32         `json:"gid"`
+}
+
+// sealRequest asks a holder for the COMMITTED record of an epoch.
+type sealRequest struct {
+	Commit image.Commit `json:"commit"`
+}
+
+// dropRequest lets a node delete an epoch's files; Epoch 0 means all.
+type dropRequest struct {
+	Job   job.ID    `json:"job"`
+	Epoch job.Epoch `json:"epoch"`
+}
+
+// nodeAPI serves the node API. Its fields are set once, before it serves.
+type nodeAPI struct {
+	self    job.NodeID
+	pods    *pods
+	store   *image.Store
+	stateOf func(job.ID) string // image directory of a job
+	tmpOf   func(job.ID) string // private $TMPDIR of a job's pod
+	peers   *peers
+	exists  func(job.ID) bool // whether the job is not final
+}
+
+func (n *nodeAPI) routes(mux *http.ServeMux) {
+	handle(mux, "POST /v1/node/start", n.start)
+	handle(mux, "POST /v1/node/kill", n.kill)
+	handle(mux, "POST /v1/node/copy", n.copy)
+	handle(mux, "POST /v1/node/seal", n.seal)
+	handle(mux, "POST /v1/node/drop", n.drop)
+	mux.HandleFunc("GET /v1/images/{job}/{epoch}/{pod}/{file}", n.serveImage)
+	mux.HandleFunc("/v1/pods/{job}/", n.proxyPod)
+}
+
+// handle registers a JSON request with an empty answer.
+func handle[T any](mux *http.ServeMux, pattern string, do func(context.Context, T) error) {
+	mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
+		var in T
+		if err := readJSON(r, &in); err != nil {
+			writeError(w, err)
+			return
+		}
+		if err := do(r.Context(), in); err != nil {
+			writeError(w, err)
+			return
+		}
+		writeJSON(w, struct{}{})
+	})
+}
+
+// start builds a pod here. A program that cannot be started is a refusal with
+// the exit code that the job should end with.
+func (n *nodeAPI) start(ctx context.Context, spec podapi.PodSpec) error {
+	spec.Node = n.self
+	spec.ImageDir = n.stateOf(spec.Job)
+	spec.TmpDir = n.tmpOf(spec.Job)
+	spec.LinkReady = false
+	spec.LeaseMS = leaseTTL.Milliseconds()
+	return n.pods.start(context.WithoutCancel(ctx), spec)
+}
+
+// kill ends a pod and answers when nothing of it is left. With Drain it first
+// waits for the readers of its output, as long as the caller does.
+func (n *nodeAPI) kill(ctx context.Context, r killRequest) error {
+	p, ok := n.pods.get(r.Job)
+	if !ok || p.spec.Placement.Pod != r.Pod || p.spec.Incarnation > r.UpTo {
+		return nil
+	}
+	return n.pods.kill(context.WithoutCancel(ctx), r.Job)
+}
+
+// copy fetches a pod's image from the first holder that can give it whole.
+func (n *nodeAPI) copy(ctx context.Context, r copyRequest) error {
+	dir, err := n.store.CreateJob(r.Job, -1, -1)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = dir.Close() }()
+	recv, err := dir.Receive(r.Epoch, r.Pod, r.Written)
+	if errors.Is(err, image.ErrExists) {
+		return n.checkCopy(ctx, dir, r)
+	}
+	if err != nil {
+		return fmt.Errorf("copy image: %w", err)
+	}
+	var errs []error
+	for _, from := range r.From {
+		if from == n.self {
+			continue
+		}
+		if err := n.fetch(ctx, recv, from, r); err != nil {
+			errs = append(errs, fmt.Errorf("from %s: %w", from, err))
+			continue
+		}
+		if _, err := recv.Commit(); err != nil {
+			return fmt.Errorf("copy image: %w", err)
+		}
+		return nil
+	}
+	errs = append(errs, recv.Abort())
+	return fmt.Errorf("copy image of job %d epoch %d pod %d: no holder could give it: %w", r.Job, r.Epoch, r.Pod, errors.Join(errs...))
+}
+
+// checkCopy verifies an image that is here already, as a recovery will use it.
+func (n *nodeAPI) checkCopy(ctx context.Context, dir *image.JobDir, r copyRequest) error {
+	if !r.Urgent {
+		return nil
+	}
+	rd, err := dir.Open(r.Epoch, r.Pod)
+	if err != nil {
+		return fmt.Errorf("check image: %w", err)
+	}
+	defer func() { _ = rd.Close() }()
+	if err := rd.Verify(ctx, verifyWorkers); err != nil {
+		return fmt.Errorf("check image: %w", err)
+	}
+	return nil
+}
+
+const verifyWorkers = 4
+
+// fetch takes the missing files from one holder.
+func (n *nodeAPI) fetch(ctx context.Context, recv *image.Receiver, from job.NodeID, r copyRequest) error {
+	for _, name := range recv.Missing() {
+		path := fmt.Sprintf("/v1/images/%d/%d/%d/%s", r.Job, r.Epoch, r.Pod, name)
+		body, err := n.peers.open(ctx, from, path)
+		if err != nil {
+			return err
+		}
+		err = recv.File(ctx, name, body)
+		if cerr := body.Close(); err == nil {
+			err = cerr
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (n *nodeAPI) seal(_ context.Context, r sealRequest) error {
+	dir, err := n.store.Job(r.Commit.Job)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = dir.Close() }()
+	return dir.MarkCommitted(r.Commit)
+}
+
+func (n *nodeAPI) drop(_ context.Context, r dropRequest) error {
+	dir, err := n.store.Job(r.Job)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer func() { _ = dir.Close() }()
+	if r.Epoch != 0 {
+		return dir.Remove(r.Epoch)
+	}
+	return n.dropJob(dir, r.Job)
+}
+
+// dropJob deletes every epoch of a job, and its directory.
+func (n *nodeAPI) dropJob(dir *image.JobDir, id job.ID) error {
+	epochs, err := dir.Epochs()
+	if err != nil {
+		return err
+	}
+	for _, e := range epochs {
+		if err := dir.Remove(e.Epoch); err != nil {
+			return err
+		}
+	}
+	if err := os.RemoveAll(n.stateOf(id)); err != nil {
+		return fmt.Errorf("drop images of job %d: %w", id, err)
+	}
+	return nil
+}
+
+// serveImage sends one image file.
+func (n *nodeAPI) serveImage(w http.ResponseWriter, r *http.Request) {
+	f, err := n.openImage(r)
+	if err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			err = notFound(err.Error())
+		}
+		writeError(w, err)
+		return
+	}
+	defer func() { _ = f.Close() }()
+	st, err := f.Stat()
+	if err != nil {
+		writeError(w, err)
+		return
+	}
+	w.Header().Set("Content-Length", strconv.FormatInt(st.Size(), 10))
+	_, _ = io.Copy(w, f) // a short answer is seen by its length at the receiver
+}
+
+func (n *nodeAPI) openImage(r *http.Request) (*os.File, error) {
+	id, err := job.ParseID(r.PathValue("job"))
+	if err != nil {
+		return nil, badRequest(err.Error())
+	}
+	epoch, err1 := strconv.ParseUint(r.PathValue("epoch"), 10, 64)
+	pod, err2 := strconv.ParseUint(r.PathValue("pod"), 10, 31)
+	if err1 != nil || err2 != nil {
+		return nil, badRequest("image path: " + r.URL.Path)
+	}
+	dir, err := n.store.Job(id)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = dir.Close() }()
+	return dir.OpenFile(job.Epoch(epoch), job.PodIndex(pod), r.PathValue("file"))
+}
+
+// proxyPod passes a request to the supervisor of a pod on this node.
+func (n *nodeAPI) proxyPod(w http.ResponseWriter, r *http.Request) {
+	id, err := job.ParseID(r.PathValue("job"))
+	if err != nil {
+		writeError(w, badRequest(err.Error()))
+		return
+	}
+	p, ok := n.pods.get(id)
+	if !ok {
+		writeError(w, notFound(fmt.Sprintf("node %s has no pod of job %d", n.self, id)))
+		return
+	}
+	prefix := "/v1/pods/" + id.String()
+	rp := &httputil.ReverseProxy{
+		FlushInterval: -1,
+		Transport:     p.client.Transport,
+		Rewrite: func(pr *httputil.ProxyRequest) {
+			pr.Out.URL.Scheme, pr.Out.URL.Host = "http", "pod"
+			pr.Out.URL.Path = strings.TrimPrefix(pr.In.URL.Path, prefix)
+		},
+		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, err error) { writeError(w, podDown(id, err)) },
+	}
+	rp.ServeHTTP(w, r)
+}
+
+// podDown classes a failed call to a supervisor: one whose socket refuses is
+// gone for good.
+func podDown(id job.ID, err error) error {
+	if errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, fs.ErrNotExist) {
+		return &control.Error{Message: fmt.Sprintf("supervisor of job %d is gone", id), Exit: job.ExitNoNodes, Status: http.StatusGone}
+	}
+	return unavailable(fmt.Sprintf("supervisor of job %d: %v", id, err))
+}
+
+// serveTCP serves h on the node's address until ctx ends.
+func serveTCP(ctx context.Context, addr string, h http.Handler) error {
+	lc := net.ListenConfig{KeepAlive: 5 * time.Second}
+	ln, err := lc.Listen(ctx, "tcp", addr)
+	if err != nil {
+		return fmt.Errorf("node API: %w", err)
+	}
+	return serveHTTP(ctx, &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second}, ln)
+}
+
+// postPhase sends a phase to a pod's supervisor. A refusal comes back as a
+// reply with Error set, together with its HTTP status.
+func (p *peers) postPhase(ctx context.Context, node job.NodeID, id job.ID, in podapi.PhaseRequest) (*podapi.PhaseReply, int, error) {
+	url, err := p.url(node, "/v1/pods/"+id.String()+podapi.PathPhase)
+	if err != nil {
+		return nil, 0, err
+	}
+	b, err := json.Marshal(in)
+	if err != nil {
+		return nil, 0, fmt.Errorf("encode phase: %w", err)
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, strings.NewReader(string(b)))
+	if err != nil {
+		return nil, 0, err
+	}
+	resp, err := p.client.Do(req)
+	if err != nil {
+		return nil, 0, err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	var out podapi.PhaseReply
+	if err := json.NewDecoder(io.LimitReader(resp.Body, maxBody)).Decode(&out); err != nil {
+		return nil, resp.StatusCode, fmt.Errorf("phase %s: %s: %w", in.Op, resp.Status, err)
+	}
+	return &out, resp.StatusCode, nil
+}
