@@ -1,0 +1,220 @@
+package proc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/lampause/lampause/internal/kernel"
+)
+
+// userCS is the code segment selector of 64-bit user code.
+const userCS = 0x33
+
+// ErrUnsupported marks a process that cannot be worked on; the text says why.
+var ErrUnsupported = errors.New("process not supported")
+
+// Freeze stops every thread of process pid and returns it. On an error the
+// process runs on as it did.
+//
+// Expected errors: kernel.ErrGone; *kernel.Error with EPERM (another user's,
+// or traced already); ErrUnsupported (32-bit, its main thread ended);
+// kernel.ErrTimeout (a thread hangs inside the kernel); those of ctx.
+func (t *Tracer) Freeze(ctx context.Context, pid int) (*Frozen, error) {
+	f := &Frozen{PID: pid, t: t, sys: t.sys}
+	err := t.Do(func() error {
+		if err := f.freeze(ctx); err != nil {
+			f.giveUp()
+			return err
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, errorf(pid, "freeze: %w", err)
+	}
+	return f, nil
+}
+
+// deadlineOf returns ctx's deadline, or a default one.
+func deadlineOf(ctx context.Context) time.Time {
+	if d, ok := ctx.Deadline(); ok {
+		return d
+	}
+	return time.Now().Add(waitLimit)
+}
+
+func (f *Frozen) freeze(ctx context.Context) error {
+	st, err := ReadStat(f.PID)
+	if err != nil {
+		if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+			return kernel.ErrGone
+		}
+		return err
+	}
+	if st.State == 'Z' || st.State == 'X' {
+		tids, err := Tasks(f.PID)
+		if err == nil && len(tids) > 1 {
+			return fmt.Errorf("main thread has ended: %w", ErrUnsupported)
+		}
+		return kernel.ErrGone
+	}
+	for {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		n, err := f.stopNew(deadlineOf(ctx))
+		if err != nil {
+			return err
+		}
+		if n == 0 {
+			break
+		}
+	}
+	if f.Leader() == nil {
+		return kernel.ErrGone
+	}
+	return f.readThreads()
+}
+
+// stopNew stops the threads that are not stopped yet and returns how many
+// there were. They are all told to stop before the first one is waited for.
+func (f *Frozen) stopNew(deadline time.Time) (int, error) {
+	tids, err := Tasks(f.PID)
+	if err != nil {
+		if errors.Is(err, os.ErrNotExist) {
+			return 0, kernel.ErrGone
+		}
+		return 0, err
+	}
+	var fresh []*Thread
+	seen := 0
+	for _, tid := range tids {
+		if f.Thread(tid) != nil {
+			continue
+		}
+		seen++
+		ok, err := f.seize(tid)
+		if err != nil {
+			return 0, err
+		}
+		if ok {
+			th := &Thread{TID: tid, running: true}
+			f.Threads = append(f.Threads, th)
+			fresh = append(fresh, th)
+		}
+	}
+	for _, th := range fresh {
+		if err := f.sys.Interrupt(th.TID); err != nil && !errors.Is(err, kernel.ErrGone) {
+			return 0, err
+		}
+	}
+	for _, th := range fresh {
+		if err := f.firstStop(th, deadline); err != nil {
+			return 0, err
+		}
+	}
+	return seen, nil
+}
+
+// seize attaches to tid; false means that the thread ended meanwhile.
+func (f *Frozen) seize(tid int) (bool, error) {
+	err := f.sys.Seize(tid, 0)
+	if err == nil {
+		return true, nil
+	}
+	if errors.Is(err, kernel.ErrGone) {
+		return false, nil
+	}
+	st, serr := ReadStat(tid)
+	if serr != nil || st.State == 'Z' || st.State == 'X' {
+		return false, nil
+	}
+	return false, err
+}
+
+// firstStop waits for the stop that Interrupt asked for and notes what kind of
+// stop it is. A thread that ended instead is dropped.
+func (f *Frozen) firstStop(th *Thread, deadline time.Time) error {
+	ws, err := f.sys.WaitStop(th.TID, deadline)
+	if errors.Is(err, kernel.ErrGone) {
+		f.forget(th)
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	th.running = false
+	switch event := int(ws) >> 16; {
+	case event == kernel.EventStop:
+		if sig := ws.StopSignal(); sig != unix.SIGTRAP {
+			f.GroupStop = sig
+		}
+	case event == 0:
+		th.Signal = ws.StopSignal()
+		return twice(func() (err error) {
+			th.SigInfo, err = f.sys.GetSigInfo(th.TID)
+			return err
+		})
+	}
+	return nil
+}
+
+func (f *Frozen) forget(th *Thread) {
+	for i, x := range f.Threads {
+		if x == th {
+			f.Threads = append(f.Threads[:i], f.Threads[i+1:]...)
+			return
+		}
+	}
+}
+
+// readThreads reads registers and masks; the leader comes first.
+func (f *Frozen) readThreads() error {
+	for i, th := range f.Threads {
+		var err error
+		if th.Regs, err = f.sys.GetRegs(th.TID); err != nil {
+			return err
+		}
+		if th.SigMask, err = f.sys.GetSigMask(th.TID); err != nil {
+			return err
+		}
+		if th.Regs.Cs != userCS {
+			return fmt.Errorf("32-bit code: %w", ErrUnsupported)
+		}
+		if th.TID == f.PID {
+			f.Threads[0], f.Threads[i] = th, f.Threads[0]
+		}
+	}
+	return nil
+}
+
+// giveUp lets go of a process that could not be frozen. Threads that never
+// stopped cannot be detached from; the tracer's OS thread is replaced then,
+// which releases them.
+func (f *Frozen) giveUp() {
+	stuck := false
+	for _, th := range slices.Clone(f.Threads) {
+		if th.running {
+			_ = f.sys.Interrupt(th.TID) // it may not have been asked yet
+			if err := f.firstStop(th, time.Now().Add(100*time.Millisecond)); err != nil && th.running {
+				stuck = true
+				continue
+			}
+			if f.Thread(th.TID) == nil {
+				continue // it ended
+			}
+		}
+		if err := f.release(th); err != nil && !errors.Is(err, kernel.ErrGone) {
+			stuck = true
+		}
+	}
+	f.over = true
+	if stuck {
+		f.t.renew()
+	}
+}
