@@ -228,7 +228,6 @@ const (
 	PathPhase  = "/v1/phase"
 	PathLease  = "/v1/lease"
 	PathFence  = "/v1/fence" // at lamd, not at the supervisor
-	PathFences = "/v1/fences"
 	PathFences = "/v1/fences" // GET: []Fence, every fence at which this pod ever arrived, oldest first
 	PathStatus = "/v1/status"
 	PathEvents = "/v1/events"
