@@ -44,6 +44,7 @@ int main(void) {
 	sa.sa_handler = on_term;
 	sigaction(SIGTERM, &sa, NULL);
 	for (long i = 0; i < N; i++) pthread_create(&t[i], NULL, work, (void *)i);
+	for (int i = 0; i < N; i++) while (count[i] == 0) usleep(1000);
 	printf("ready\n");
 	fflush(stdout);
 	for (int i = 0; i < N; i++) pthread_join(t[i], NULL);
