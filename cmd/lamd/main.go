@@ -1,0 +1,51 @@
+// Command lamd is the daemon of a node, and the processes around it. Users
+// start none of them by hand: lam boot does.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+
+	"github.com/rs/zerolog"
+
+	"github.com/lampause/lampause/internal/cli"
+	"github.com/lampause/lampause/job"
+	"github.com/lampause/lampause/lamd/local"
+)
+
+const usage = `usage: lamd COMMAND
+
+  run      the daemon of a node
+  node     pid 1 of a node of a local cluster
+  local    pid 1 of a local cluster
+  pod      supervisor of a job's ranks on a node
+  podinit  pid 1 of a pod
+  version  print the version
+
+lam boot starts the daemons; see lam --help.
+`
+
+func main() { os.Exit(run(context.Background(), os.Args[1:])) }
+
+func run(ctx context.Context, args []string) int {
+	if len(args) == 0 {
+		fmt.Fprint(os.Stderr, usage)
+		return job.ExitUsage
+	}
+	log := zerolog.New(os.Stderr).With().Timestamp().Str("component", args[0]).Logger()
+	switch args[0] {
+	case "local":
+		return local.HolderMain(ctx, log)
+	case "node":
+		return local.NodeMain(ctx, log)
+	case "version", "--version":
+		fmt.Println(cli.BuildVersion())
+		return 0
+	case "help", "--help", "-h":
+		fmt.Print(usage)
+		return 0
+	}
+	fmt.Fprintf(os.Stderr, "lamd: unknown command %q (lamd --help lists all)\n", args[0])
+	return job.ExitUsage
+}
