@@ -138,7 +138,7 @@ type Recovery struct {
 	Incarnation job.Incarnation `json:"incarnation"` // equals the job's
 	Epoch       job.Epoch       `json:"epoch"`       // pinned: not collected before the recovery is done
 	Lost        []LostPod       `json:"lost"`        // pods to be rebuilt, ascending
-	Dead        []NodeRef       `json:"dead"`        // to be fenced before the release
+	Old         []OldPod        `json:"old"`         // former builds of them, to be fenced before the release
 	Waiting     bool            `json:"waiting"`     // some lost pod has no node yet
 	Cause       string          `json:"cause"`       // for people
 	Tries       int             `json:"tries"`       // recoveries begun since the job last ran
@@ -150,6 +150,14 @@ type LostPod struct {
 	Pod  job.PodIndex `json:"pod"`
 	From job.NodeID   `json:"from"` // where it was when the job last ran
 	To   job.NodeID   `json:"to"`   // "" while waiting; From when rebuilt in place
+}
+
+// OldPod is a place where a former build of a lost pod may still be. Before
+// the release every one must be known dead: killed by the lamd of that life of
+// the node, or its node fenced.
+type OldPod struct {
+	Pod   job.PodIndex `json:"pod"`
+	Place NodeRef      `json:"place"`
 }
 
 // Bill is what a recovery cost, in milliseconds by phase: detect agree fence
