@@ -47,6 +47,8 @@ type PodSpec struct {
 	Restore   bool               `json:"restore"`   // build the pod but start no ranks: a restore follows
 	LeaseMS   int64              `json:"lease_ms"`  // lease length, 0 = no fencing (tests)
 	LinkReady bool               `json:"link_ready"`
+	// LamdSocket is lamd's socket, for PathFence; empty for DIR/../../lamd.sock.
+	LamdSocket string `json:"lamd_socket,omitempty"`
 }
 
 // Op is a step that the coordinator asks of every pod of a job, in parallel,
@@ -161,6 +163,13 @@ type Fence struct {
 	Pod  job.PodIndex      `json:"pod"`
 	Seq  int               `json:"seq"` // numbered from 1 within the incarnation's epoch history
 	Puts map[string]string `json:"puts,omitempty"`
+	// Early completes the fence now and for all pods, also those that have not
+	// arrived and will: the cure for the hang of MPI_Finalize (package pmi).
+	Early bool `json:"early,omitempty"`
+	// Ask is no arrival: the answer comes when the fence is complete. A pod
+	// also repeats its newest completed fence after a rollback, as an arrival,
+	// because other pods of the epoch may not have seen it complete.
+	Ask bool `json:"ask,omitempty"`
 }
 
 // FenceReply carries the union of all pods' puts of that fence.
@@ -179,7 +188,9 @@ type Status struct {
 	Epoch         job.Epoch    `json:"epoch"` // newest epoch seen committed
 	Ranks         []RankStatus `json:"ranks"`
 	SupervisorPID int          `json:"supervisor_pid"`
-	InitPID       int          `json:"init_pid"` // pod-init as the node sees it; its end is the end of every rank
+	StdinOffset   int64        `json:"stdin_offset"` // where POST /v1/stdin goes on
+	OutputGen     int          `json:"output_gen"`   // rollbacks so far, see Output.Gen
+	InitPID       int          `json:"init_pid"`     // pod-init as the node sees it; its end is the end of every rank
 }
 
 // RankStatus is the state of one rank of a pod. PID is as the supervisor sees
@@ -213,6 +224,10 @@ type Output struct {
 	Offset int64    `json:"offset"` // of Data[0] in that stream
 	Data   []byte   `json:"data"`
 	EOF    bool     `json:"eof,omitempty"`
+	// Gen counts the rollbacks of the pod. A frame with a new Gen, no Data and
+	// an Offset below what was read says that the bytes from Offset on were
+	// taken back: those that follow are new.
+	Gen int `json:"gen,omitempty"`
 }
 
 // Other paths of a supervisor:
@@ -227,7 +242,7 @@ type Output struct {
 const (
 	PathPhase  = "/v1/phase"
 	PathLease  = "/v1/lease"
-	PathFence  = "/v1/fence" // at lamd, not at the supervisor
+	PathFence  = "/v1/fence"  // at lamd, not at the supervisor
 	PathFences = "/v1/fences" // GET: []Fence, every fence at which this pod ever arrived, oldest first
 	PathStatus = "/v1/status"
 	PathEvents = "/v1/events"
