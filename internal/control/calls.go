@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -42,8 +43,8 @@ func (c *Client) Job(ctx context.Context, id job.ID) (JobDetail, error) {
 	return d, err
 }
 
-// Submit starts a job. A submission is sent once: after an error that leaves
-// open whether it arrived, `lam jobs` tells.
+// Submit starts a job and returns once it is in the log. The submission carries
+// a random key, so that it starts one job however often it is sent.
 //
 // Expected errors: *Error.
 func (c *Client) Submit(ctx context.Context, spec job.Spec) (job.ID, error) {
@@ -52,7 +53,7 @@ func (c *Client) Submit(ctx context.Context, spec job.Spec) (job.ID, error) {
 		return 0, fmt.Errorf("submit: %w", err)
 	}
 	var s Submitted
-	err = c.call(ctx, request{method: http.MethodPost, path: "/v1/jobs", body: body, open: true}, &s)
+	err = c.call(ctx, request{method: http.MethodPost, path: "/v1/jobs?key=" + rand.Text(), body: body, again: true, open: true}, &s)
 	return s.Job, err
 }
 
