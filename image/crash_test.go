@@ -287,6 +287,7 @@ func TestRefusals(t *testing.T) {
 	for _, change := range []func(*Host){
 		func(h *Host) { h.CPU = []string{"sse2"} }, func(h *Host) { h.UID = 0 }, func(h *Host) { h.GID = 0 },
 		func(h *Host) { h.Machine = "aarch64" }, func(h *Host) { h.PageSize = 65536 },
+		func(h *Host) { h.VDSO = "00" },
 	} {
 		other := h
 		change(&other)
@@ -311,6 +312,16 @@ func TestRefusals(t *testing.T) {
 		if err := CheckRanks(2, pods...); !errors.Is(err, ErrCorrupt) {
 			t.Errorf("set %d: %v", i, err)
 		}
+	}
+}
+
+func TestLocalHost(t *testing.T) {
+	h, err := LocalHost()
+	if err != nil || h.VDSO == "" || len(h.CPU) < 5 || h.Machine == "" || h.PageSize != pageSize {
+		t.Errorf("%+v (%v)", h, err)
+	}
+	if err := h.Fits(h); err != nil {
+		t.Error(err)
 	}
 }
 

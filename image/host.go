@@ -1,6 +1,7 @@
 package image
 
 import (
+	"bytes"
 	"fmt"
 	"os"
 	"slices"
@@ -14,8 +15,9 @@ type Host struct {
 	Kernel   string   `json:"kernel"`  // release, for people
 	Machine  string   `json:"machine"` // "x86_64"
 	PageSize int      `json:"page_size"`
-	CPU      []string `json:"cpu"` // features that user code may have chosen by; sorted
-	UID      uint32   `json:"uid"` // owner of the processes, as the pod sees it
+	CPU      []string `json:"cpu"`  // features that user code may have chosen by; sorted
+	VDSO     string   `json:"vdso"` // build-id of the vdso: programs keep addresses of its functions
+	UID      uint32   `json:"uid"`  // owner of the processes, as the pod sees it
 	GID      uint32   `json:"gid"`
 }
 
@@ -32,7 +34,12 @@ func LocalHost() (Host, error) {
 	if err != nil {
 		return Host{}, fmt.Errorf("cpu features: %w", err)
 	}
+	vdso, err := vdsoBuildID()
+	if err != nil {
+		return Host{}, fmt.Errorf("vdso: %w", err)
+	}
 	return Host{
+		VDSO:     vdso,
 		Kernel:   unix.ByteSliceToString(u.Release[:]),
 		Machine:  unix.ByteSliceToString(u.Machine[:]),
 		PageSize: os.Getpagesize(),
@@ -85,6 +92,8 @@ func (h Host) Fits(here Host) error {
 		return fmt.Errorf("%w: made on %s, this is %s", ErrMismatch, h.Machine, here.Machine)
 	case h.PageSize != here.PageSize:
 		return fmt.Errorf("%w: made with pages of %d bytes, here they have %d", ErrMismatch, h.PageSize, here.PageSize)
+	case h.VDSO != here.VDSO:
+		return fmt.Errorf("%w: made on kernel %s, whose vdso differs from that of %s", ErrMismatch, h.Kernel, here.Kernel)
 	case h.UID != here.UID:
 		return fmt.Errorf("%w: owner is uid %d, not %d", ErrMismatch, h.UID, here.UID)
 	case h.GID != here.GID:
@@ -100,4 +109,32 @@ func (h Host) Fits(here Host) error {
 		return fmt.Errorf("%w: this CPU lacks %s", ErrMismatch, strings.Join(missing, " "))
 	}
 	return nil
+}
+
+// vdsoBuildID reads the vdso of the calling process. Source: vdso(7).
+func vdsoBuildID() (string, error) {
+	maps, err := os.ReadFile("/proc/self/maps")
+	if err != nil {
+		return "", err
+	}
+	for line := range strings.Lines(string(maps)) {
+		if !strings.HasSuffix(strings.TrimSpace(line), "[vdso]") {
+			continue
+		}
+		var start, end int64
+		if _, err := fmt.Sscanf(line, "%x-%x", &start, &end); err != nil {
+			return "", fmt.Errorf("maps line %q: %w", line, err)
+		}
+		mem, err := os.Open("/proc/self/mem")
+		if err != nil {
+			return "", err
+		}
+		defer mem.Close()
+		code := make([]byte, end-start)
+		if err := readAt(mem, code, start); err != nil {
+			return "", err
+		}
+		return buildID(bytes.NewReader(code)), nil
+	}
+	return "", nil
 }
