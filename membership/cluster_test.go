@@ -186,10 +186,13 @@ func (m *member) state(node job.NodeID, boot job.Boot) Kind {
 	return ""
 }
 
+// summary names what is not alive, so that 64 members fit on a line.
 func (m *member) summary() string {
-	s := ""
+	s := fmt.Sprintf("%d members", len(m.c.Members()))
 	for _, x := range m.c.Members() {
-		s += fmt.Sprintf("%s=%s ", gossipName(x.Node, x.Boot), x.State)
+		if x.State != Alive {
+			s += fmt.Sprintf(", %s %s", gossipName(x.Node, x.Boot), x.State)
+		}
 	}
 	return s
 }

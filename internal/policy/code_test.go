@@ -43,8 +43,16 @@ func TestForbiddenCalls(t *testing.T) {
 		{[]call{{"os", "Exit"}, {"log", "Fatal"}, {"log", "Fatalf"}, {"log", "Fatalln"}}, []string{"cmd"}, false, "a package never ends the process; return an error to cmd/"},
 		{[]call{{"exec", "Command"}}, nil, false, "use exec.CommandContext: every wait has an end"},
 		{[]call{
-			{"syscall", "Syscall"}, {"syscall", "Syscall6"}, {"syscall", "RawSyscall"}, {"syscall", "RawSyscall6"},
-			{"unix", "Syscall"}, {"unix", "Syscall6"}, {"unix", "RawSyscall"}, {"unix", "RawSyscall6"}, {"unix", "SyscallNoError"}, {"unix", "RawSyscallNoError"},
+			{"syscall", "Syscall"},
+			{"syscall", "Syscall6"},
+			{"syscall", "RawSyscall"},
+			{"syscall", "RawSyscall6"},
+			{"unix", "Syscall"},
+			{"unix", "Syscall6"},
+			{"unix", "RawSyscall"},
+			{"unix", "RawSyscall6"},
+			{"unix", "SyscallNoError"},
+			{"unix", "RawSyscallNoError"},
 		}, []string{"internal/kernel"}, false, "raw system calls belong in internal/kernel"},
 		{[]call{{"http", "DefaultClient"}, {"http", "Get"}, {"http", "Post"}, {"http", "DefaultServeMux"}}, nil, false, "no deadline, shared state; build a client or a mux"},
 		{[]call{{"rand", "Seed"}}, nil, true, "global state"},
@@ -193,61 +201,104 @@ func mutableCall(e *ast.CallExpr) string {
 	return "is the result of " + name + ", which may be shared state"
 }
 
-// writtenNames collects the identifiers that the files of a package assign to,
-// index into for writing, take the address of, or delete from.
+// writtenNames collects the identifiers that the functions of a package assign
+// to, index into for writing, take the address of, or delete from, without
+// having declared them themselves.
 func writtenNames(files []*file) map[string]bool {
 	written := map[string]bool{}
-	mark := func(e ast.Expr) {
-		for {
-			switch x := e.(type) {
-			case *ast.Ident:
-				if x.Obj == nil || x.Obj.Kind == ast.Var && isGlobal(x.Obj) {
-					written[x.Name] = true
+	for _, f := range files {
+		for _, d := range f.ast.Decls {
+			fn, ok := d.(*ast.FuncDecl)
+			if !ok || fn.Body == nil {
+				continue
+			}
+			local := localNames(fn)
+			for _, e := range writes(fn) {
+				if id := base(e); id != nil && !local[id.Name] {
+					written[id.Name] = true
 				}
-				return
-			case *ast.IndexExpr:
-				e = x.X
-			case *ast.SelectorExpr:
-				e = x.X
-			case *ast.StarExpr:
-				e = x.X
-			case *ast.ParenExpr:
-				e = x.X
-			default:
-				return
 			}
 		}
-	}
-	for _, f := range files {
-		ast.Inspect(f.ast, func(n ast.Node) bool {
-			switch s := n.(type) {
-			case *ast.AssignStmt:
-				if s.Tok != token.DEFINE {
-					for _, l := range s.Lhs {
-						mark(l)
-					}
-				}
-			case *ast.IncDecStmt:
-				mark(s.X)
-			case *ast.UnaryExpr:
-				if s.Op == token.AND {
-					mark(s.X)
-				}
-			case *ast.CallExpr:
-				if id, ok := s.Fun.(*ast.Ident); ok && id.Name == "delete" && len(s.Args) > 0 {
-					mark(s.Args[0])
-				}
-			}
-			return true
-		})
 	}
 	return written
 }
 
-// isGlobal reports whether the object was declared at package level: its
-// declaration is a ValueSpec, and no function scope hides it. The parser leaves
-// Obj nil for names of other files, which mark treats as global.
-func isGlobal(o *ast.Object) bool {
-	_, ok := o.Decl.(*ast.ValueSpec)
-	return ok && o.Kind == ast.Var
+// writes lists the expressions that fn changes or might let others change.
+func writes(fn *ast.FuncDecl) []ast.Expr {
+	var out []ast.Expr
+	ast.Inspect(fn.Body, func(n ast.Node) bool {
+		switch s := n.(type) {
+		case *ast.AssignStmt:
+			if s.Tok != token.DEFINE {
+				out = append(out, s.Lhs...)
+			}
+		case *ast.IncDecStmt:
+			out = append(out, s.X)
+		case *ast.UnaryExpr:
+			if s.Op == token.AND {
+				out = append(out, s.X)
+			}
+		case *ast.CallExpr:
+			if id, ok := s.Fun.(*ast.Ident); ok && id.Name == "delete" && len(s.Args) > 0 {
+				out = append(out, s.Args[0])
+			}
+		}
+		return true
+	})
+	return out
+}
+
+// base is the variable that an expression like x.f[i] is part of.
+func base(e ast.Expr) *ast.Ident {
+	for {
+		switch x := e.(type) {
+		case *ast.Ident:
+			return x
+		case *ast.IndexExpr:
+			e = x.X
+		case *ast.SelectorExpr:
+			e = x.X
+		case *ast.StarExpr:
+			e = x.X
+		case *ast.ParenExpr:
+			e = x.X
+		default:
+			return nil
+		}
+	}
+}
+
+// localNames lists every name that fn declares: parameters, results, variables.
+func localNames(fn *ast.FuncDecl) map[string]bool {
+	local := map[string]bool{}
+	add := func(e ast.Expr) {
+		if id, ok := e.(*ast.Ident); ok {
+			local[id.Name] = true
+		}
+	}
+	ast.Inspect(fn, func(n ast.Node) bool {
+		switch s := n.(type) {
+		case *ast.Field:
+			for _, id := range s.Names {
+				local[id.Name] = true
+			}
+		case *ast.ValueSpec:
+			for _, id := range s.Names {
+				local[id.Name] = true
+			}
+		case *ast.AssignStmt:
+			if s.Tok == token.DEFINE {
+				for _, l := range s.Lhs {
+					add(l)
+				}
+			}
+		case *ast.RangeStmt:
+			if s.Tok == token.DEFINE {
+				add(s.Key)
+				add(s.Value)
+			}
+		}
+		return true
+	})
+	return local
 }

@@ -46,22 +46,6 @@ func (f *file) imports() map[string]token.Pos {
 	return m
 }
 
-// root is the directory of go.mod.
-func root(t *testing.T) string {
-	t.Helper()
-	dir, err := os.Getwd()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for ; dir != "/"; dir = filepath.Dir(dir) {
-		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
-			return dir
-		}
-	}
-	t.Fatal("no go.mod above the working directory")
-	return ""
-}
-
 // source parses every Go file of the module, once for all tests.
 func source(t *testing.T) []*file {
 	t.Helper()
