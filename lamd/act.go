@@ -20,7 +20,7 @@ import (
 type actor struct {
 	peers   *peers
 	propose func(context.Context, scheduler.Command) error
-	specOf  func(job.ID) (job.Spec, bool)
+	state   func() *scheduler.State
 }
 
 // do carries out an action that is answered by a Done, and returns that.

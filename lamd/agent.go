@@ -41,12 +41,15 @@ type podReport struct {
 type leaseAsk struct {
 	Node job.NodeID `json:"node"`
 	Boot job.Boot   `json:"boot"`
-	Jobs []job.ID   `json:"jobs"`
+	Pods []podKey   `json:"pods"`
 }
 
 // leaseGrant lists the pods whose leases are renewed; the others run out.
+// Stale pods have no business on the node any more and are ended: that is how
+// the pods of ended and moved jobs die on nodes that could not be reached.
 type leaseGrant struct {
 	Headers []podapi.Header `json:"headers"`
+	Stale   []podKey        `json:"stale"`
 }
 
 // agent reports from this node's pods to the leader and renews their leases.
@@ -235,7 +238,7 @@ func (a *agent) renewOnce(ctx context.Context) error {
 	defer cancel()
 	ask := leaseAsk{Node: a.node, Boot: a.boot}
 	for _, p := range all {
-		ask.Jobs = append(ask.Jobs, p.job)
+		ask.Pods = append(ask.Pods, podKey{Job: p.job, Pod: p.spec.Placement.Pod, Built: p.spec.Incarnation})
 	}
 	var grant leaseGrant
 	if _, err := a.toLeader(ctx, "/v1/lease", ask, &grant); err != nil {
@@ -249,6 +252,12 @@ func (a *agent) renewOnce(ctx context.Context) error {
 		}
 		l := podapi.Lease{Header: h, TTLMS: leaseTTL.Milliseconds(), SentNS: sent}
 		errs = append(errs, p.call(ctx, http.MethodPost, podapi.PathLease, l, nil))
+	}
+	for _, k := range grant.Stale {
+		if p, ok := a.pods.get(k.Job); ok && p.spec.Incarnation == k.Built {
+			a.log.Warn().Uint64("job", uint64(k.Job)).Int("pod", int(k.Pod)).Msg("pod does not belong here any more; ending it")
+			errs = append(errs, a.pods.kill(context.WithoutCancel(ctx), k.Job))
+		}
 	}
 	return errors.Join(errs...)
 }

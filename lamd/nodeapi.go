@@ -16,6 +16,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/rs/zerolog"
+
 	"github.com/lampause/lampause/image"
 	"github.com/lampause/lampause/internal/control"
 	"github.com/lampause/lampause/internal/podapi"
@@ -75,7 +77,8 @@ type nodeAPI struct {
 	stateOf func(job.ID) string // image directory of a job
 	tmpOf   func(job.ID) string // private $TMPDIR of a job's pod
 	peers   *peers
-	exists  func(job.ID) bool // whether the job is not final
+	archive *archive
+	log     zerolog.Logger
 }
 
 func (n *nodeAPI) routes(mux *http.ServeMux) {
@@ -85,6 +88,7 @@ func (n *nodeAPI) routes(mux *http.ServeMux) {
 	handle(mux, "POST /v1/node/seal", n.seal)
 	handle(mux, "POST /v1/node/drop", n.drop)
 	mux.HandleFunc("GET /v1/images/{job}/{epoch}/{pod}/{file}", n.serveImage)
+	mux.HandleFunc("GET /v1/node/images/{job}", n.held)
 	mux.HandleFunc("/v1/pods/{job}/", n.proxyPod)
 }
 
@@ -115,12 +119,17 @@ func (n *nodeAPI) start(ctx context.Context, spec podapi.PodSpec) error {
 	return n.pods.start(context.WithoutCancel(ctx), spec)
 }
 
-// kill ends a pod and answers when nothing of it is left. With Drain it first
-// waits for the readers of its output, as long as the caller does.
+// kill ends a pod and answers when nothing of it is left. With Drain its output
+// is kept for readers that come later.
 func (n *nodeAPI) kill(ctx context.Context, r killRequest) error {
 	p, ok := n.pods.get(r.Job)
 	if !ok || p.spec.Placement.Pod != r.Pod || p.spec.Incarnation > r.UpTo {
 		return nil
+	}
+	if r.Drain {
+		if err := n.archive.save(ctx, p); err != nil {
+			n.log.Warn().Err(err).Uint64("job", uint64(r.Job)).Msg("output of an ended pod is lost for late readers")
+		}
 	}
 	return n.pods.kill(context.WithoutCancel(ctx), r.Job)
 }
@@ -281,11 +290,14 @@ func (n *nodeAPI) proxyPod(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	p, ok := n.pods.get(id)
+	prefix := "/v1/pods/" + id.String()
+	if !ok && r.URL.Path == prefix+podapi.PathOutput && n.archive.serve(w, r, id) {
+		return
+	}
 	if !ok {
 		writeError(w, notFound(fmt.Sprintf("node %s has no pod of job %d", n.self, id)))
 		return
 	}
-	prefix := "/v1/pods/" + id.String()
 	rp := &httputil.ReverseProxy{
 		FlushInterval: -1,
 		Transport:     p.client.Transport,

@@ -146,3 +146,27 @@ func decodeError(resp *http.Response) error {
 	e.Status = resp.StatusCode
 	return e
 }
+
+// sendRaw posts bytes as they are and decodes the JSON answer into out.
+func (p *peers) sendRaw(ctx context.Context, node job.NodeID, path string, data []byte, out any) error {
+	url, err := p.url(node, path)
+	if err != nil {
+		return err
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(data))
+	if err != nil {
+		return fmt.Errorf("make request: %w", err)
+	}
+	resp, err := p.client.Do(req)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	if resp.StatusCode/100 != 2 {
+		return decodeError(resp)
+	}
+	if err := json.NewDecoder(io.LimitReader(resp.Body, maxBody)).Decode(out); err != nil {
+		return fmt.Errorf("decode answer of %s: %w", req.URL.Path, err)
+	}
+	return nil
+}

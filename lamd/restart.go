@@ -1,0 +1,190 @@
+package lamd
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/http"
+	"slices"
+	"strconv"
+
+	"github.com/lampause/lampause/image"
+	"github.com/lampause/lampause/internal/control"
+	"github.com/lampause/lampause/job"
+	"github.com/lampause/lampause/scheduler"
+)
+
+// heldEpoch is what a node's store has of a committed epoch.
+type heldEpoch struct {
+	Commit image.Commit            `json:"commit"`
+	Pods   map[job.PodIndex]string `json:"pods"` // digest of each image held here
+}
+
+// held lists the committed epochs of a job in this node's store.
+func (n *nodeAPI) held(w http.ResponseWriter, r *http.Request) {
+	id, err := job.ParseID(r.PathValue("job"))
+	if err != nil {
+		writeError(w, badRequest(err.Error()))
+		return
+	}
+	out, err := heldEpochs(n.store, id)
+	if err != nil {
+		writeError(w, err)
+		return
+	}
+	writeJSON(w, out)
+}
+
+func heldEpochs(store *image.Store, id job.ID) ([]heldEpoch, error) {
+	out := []heldEpoch{}
+	dir, err := store.Job(id)
+	if errors.Is(err, fs.ErrNotExist) {
+		return out, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = dir.Close() }()
+	epochs, err := dir.Epochs()
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range epochs {
+		c, err := dir.Committed(e.Epoch)
+		if err != nil {
+			continue // not committed, or its record is damaged: not for a restart
+		}
+		h := heldEpoch{Commit: c, Pods: map[job.PodIndex]string{}}
+		for _, p := range e.Pods {
+			rd, err := dir.Open(e.Epoch, p)
+			if err != nil {
+				continue // damaged: another holder may have it whole
+			}
+			h.Pods[p] = rd.Written().Digest
+			_ = rd.Close() // read only
+		}
+		out = append(out, h)
+	}
+	return out, nil
+}
+
+// restart brings an ended job back from its images. A cluster that has never
+// heard of the job asks all nodes what their stores hold of it.
+func (a *jobsAPI) restart(r *http.Request) (any, error) {
+	id, err := job.ParseID(r.PathValue("job"))
+	if err != nil {
+		return nil, badRequest(err.Error())
+	}
+	epoch, err := strconv.ParseUint("0"+r.URL.Query().Get("epoch"), 10, 64)
+	if err != nil {
+		return nil, badRequest("epoch: not a number")
+	}
+	st := a.state()
+	cmd := scheduler.Restart{Job: scheduler.Job{ID: id}, Epoch: job.Epoch(epoch)}
+	if j, ok := st.Jobs[id]; ok {
+		if _, err := a.own(r); err != nil {
+			return nil, err
+		}
+		cmd.Job.Spec.UID = j.Spec.UID
+	} else {
+		j, err := a.collect(r.Context(), st, id, job.Epoch(epoch))
+		if err != nil {
+			return nil, err
+		}
+		if c, ok := callerOf(r.Context()); !ok || !c.may(j.Spec.UID) {
+			return nil, forbidden(fmt.Sprintf("job %d belongs to another user", id))
+		}
+		cmd.Job = j
+	}
+	if err := a.apply(r.Context(), scheduler.Command{Restart: &cmd}); err != nil {
+		return nil, err
+	}
+	return control.Submitted{Job: id}, nil
+}
+
+// collect makes a job's record out of what the stores of all living nodes
+// hold: the newest committed epoch (or the one asked for) of which every pod's
+// image is somewhere.
+func (a *jobsAPI) collect(ctx context.Context, st *scheduler.State, id job.ID, want job.Epoch) (scheduler.Job, error) {
+	held := map[job.NodeID][]heldEpoch{}
+	for _, n := range st.AliveNodes() {
+		var h []heldEpoch
+		call, cancel := context.WithTimeout(ctx, statusTimeout)
+		err := a.peers.call(call, n.ID, http.MethodGet, "/v1/node/images/"+id.String(), nil, &h)
+		cancel()
+		if err != nil {
+			a.log.Warn().Err(err).Str("node", string(n.ID)).Msg("images of node not known")
+			continue
+		}
+		held[n.ID] = h
+	}
+	return assemble(held, id, want)
+}
+
+// assemble is the pure part of collect.
+//
+// Expected errors: *control.Error with status 404, naming what is missing.
+func assemble(held map[job.NodeID][]heldEpoch, id job.ID, want job.Epoch) (scheduler.Job, error) {
+	commits := map[job.Epoch]image.Commit{}
+	for _, hs := range held {
+		for _, h := range hs {
+			commits[h.Commit.Epoch] = h.Commit
+		}
+	}
+	epochs := []job.Epoch{}
+	for e := range commits {
+		if want == 0 || e == want {
+			epochs = append(epochs, e)
+		}
+	}
+	slices.Sort(epochs)
+	slices.Reverse(epochs)
+	why := fmt.Sprintf("no committed image of job %d on any living node", id)
+	for _, e := range epochs {
+		j, err := record(commits[e], held)
+		if err == nil {
+			return j, nil
+		}
+		why = err.Error()
+	}
+	return scheduler.Job{}, notFound(why)
+}
+
+// record reads the job record of a commit and fills in who holds its images.
+func record(c image.Commit, held map[job.NodeID][]heldEpoch) (scheduler.Job, error) {
+	var j scheduler.Job
+	if err := json.Unmarshal(c.Record, &j); err != nil {
+		return j, fmt.Errorf("job %d epoch %d: record: %w", c.Job, c.Epoch, err)
+	}
+	e := j.Find(c.Epoch)
+	if e == nil || j.ID != c.Job {
+		return j, fmt.Errorf("job %d epoch %d: record is of another job or epoch", c.Job, c.Epoch)
+	}
+	epoch := *e
+	epoch.Images = slices.Clone(e.Images)
+	for i := range epoch.Images {
+		im := &epoch.Images[i]
+		im.Holders = holders(c, im.Pod, held)
+		if len(im.Holders) == 0 {
+			return j, fmt.Errorf("job %d epoch %d: no intact image for ranks %v", c.Job, c.Epoch, im.Written.Ranks)
+		}
+	}
+	j.Epochs = []scheduler.Epoch{epoch}
+	return j, nil
+}
+
+// holders lists the nodes that hold the very image of a pod that c committed.
+func holders(c image.Commit, pod job.PodIndex, held map[job.NodeID][]heldEpoch) []job.NodeID {
+	var out []job.NodeID
+	for node, hs := range held {
+		for _, h := range hs {
+			if h.Commit.Epoch == c.Epoch && h.Commit.SetDigest == c.SetDigest && h.Pods[pod] == c.Pods[pod] && c.Pods[pod] != "" {
+				out = append(out, node)
+			}
+		}
+	}
+	slices.Sort(out)
+	return out
+}
