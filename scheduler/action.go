@@ -49,6 +49,7 @@ const (
 	NoRoom     RefusalCode = "no-room"    // not enough nodes or slots
 	Stale      RefusalCode = "stale"      // of another incarnation or round
 	Busy       RefusalCode = "busy"       // not in this state of the job
+	Broken     RefusalCode = "broken"     // would break an invariant: a fault of the scheduler
 )
 
 // Error implements error.

@@ -8,8 +8,7 @@ import (
 )
 
 // Check returns the first broken invariant of a state, nil when it is sound.
-// It is cheap enough to be run after every command, and the driver does so: a
-// violation stops this node's scheduler rather than let it go on wrong.
+// It is cheap enough to be run after every command, and Step does so.
 func Check(s *State) error {
 	for id, j := range s.Jobs {
 		if err := s.checkJob(j); err != nil {

@@ -12,6 +12,9 @@ import (
 // happens here. It is deterministic, reads no clock and leaves s untouched; s
 // may be nil for a new cluster. index is the raft index of the entry.
 //
+// The invariants of Check hold for every state that it returns: a command that
+// would break one is refused as Broken, alike on every node.
+//
 // A command that does not fit changes nothing but Index and yields one
 // ActRefuse. Applying a command twice has the effect of applying it once,
 // except for BeginEpoch of another attempt.
@@ -24,6 +27,11 @@ func Step(s *State, index uint64, c Command) (*State, []Action) {
 		return n, []Action{{Kind: ActRefuse, Refusal: r}}
 	}
 	t.s.Index = index
+	if err := Check(t.s); err != nil {
+		n := s.clone()
+		n.Index = index
+		return n, []Action{{Kind: ActRefuse, Refusal: refuse(Broken, job.ExitInternal, "refused, for it would break an invariant: %v", err)}}
+	}
 	return t.s, t.acts
 }
 

@@ -48,7 +48,13 @@ func (t *txn) commit(c *Commit) *Refusal {
 		if int(im.Pod) != i {
 			return refuse(BadCommand, job.ExitInternal, "job %v: image %d is of pod %d", c.Job, i, im.Pod)
 		}
-		im.Holders = slices.DeleteFunc(slices.Clone(im.Holders), func(n job.NodeID) bool { return t.s.Nodes[n].State != Alive })
+		var held []job.NodeID
+		for _, n := range im.Holders {
+			if t.s.Nodes[n].State == Alive && !slices.Contains(held, n) {
+				held = append(held, n)
+			}
+		}
+		im.Holders = held
 		if len(im.Holders) == 0 {
 			return refuse(Stale, job.ExitInternal, "job %v: no living node holds the image of pod %d at epoch %d", c.Job, i, c.Epoch)
 		}

@@ -158,12 +158,16 @@ func (t *txn) placeLost(j *Job, epoch *Epoch, rec *Recovery, l loss) {
 			avoid = p.Node
 		}
 		lp.To = t.chooseSpare(j, epoch, rec, lost{pod: lp.Pod, origin: origin, avoid: avoid})
-		p.Node = ""
-		if lp.To == "" {
-			rec.Waiting = true
+		switch {
+		case lp.To != "":
+			t.takeSpare(lp.To, origin)
+		case moving && t.s.IsAlive(here):
+			lp.To = p.Node // nowhere else to go: once more in place
 			continue
+		default:
+			rec.Waiting = true
 		}
-		t.takeSpare(lp.To, origin)
+		p.Node = ""
 	}
 }
 
