@@ -1,0 +1,197 @@
+package pause
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/lampause/lampause/internal/kernel"
+	"github.com/lampause/lampause/internal/proc"
+	"github.com/lampause/lampause/job"
+)
+
+// process is a process of the pod: a rank or a descendant of one.
+type process struct {
+	rank   job.Rank
+	pid    int // ours
+	parent int // pid of the parent within the pod, 0 for a rank
+	tracer *proc.Tracer
+	frozen *proc.Frozen // nil while it runs
+}
+
+// group holds the processes of a pod and their tracers. Its methods are called
+// with Pod.mu held.
+type group struct {
+	cfg       Config
+	sys       *kernel.Sys
+	ranks     []Rank
+	externals []External
+
+	mu    sync.Mutex // guards procs while ranks are worked on in parallel
+	procs map[int]*process
+
+	spare []byte // a buffer of a dropped snapshot, for the next one
+}
+
+func newGroup(cfg Config) *group {
+	return &group{cfg: cfg, sys: cfg.Sys, procs: map[int]*process{}}
+}
+
+// setRanks replaces the ranks; tracers of processes that are no longer known
+// are closed.
+func (g *group) setRanks(ranks []Rank, externals []External) {
+	g.ranks, g.externals = slices.Clone(ranks), slices.Clone(externals)
+	for pid, p := range g.procs {
+		if !slices.ContainsFunc(ranks, func(r Rank) bool { return r.PID == pid }) {
+			_ = p.tracer.Close() // always nil
+			delete(g.procs, pid)
+		}
+	}
+}
+
+// list returns the frozen processes, parents before children, ranks in order.
+func (g *group) list() []*process {
+	var out []*process
+	var add func(p *process)
+	add = func(p *process) {
+		out = append(out, p)
+		var kids []*process
+		for _, c := range g.procs {
+			if c.parent == p.pid {
+				kids = append(kids, c)
+			}
+		}
+		slices.SortFunc(kids, func(a, b *process) int { return a.pid - b.pid })
+		for _, c := range kids {
+			add(c)
+		}
+	}
+	for _, r := range g.ranks {
+		if p := g.procs[r.PID]; p != nil && p.parent == 0 {
+			add(p)
+		}
+	}
+	return out
+}
+
+// each runs fn for every process at the same time and joins the errors.
+func (g *group) each(ctx context.Context, fn func(ctx context.Context, p *process) error) error {
+	procs := g.list()
+	errs := make([]error, len(procs))
+	var wg sync.WaitGroup
+	for i, p := range procs {
+		wg.Go(func() {
+			if err := fn(ctx, p); err != nil {
+				errs[i] = fmt.Errorf("rank %d: %w", p.rank, err)
+			}
+		})
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
+// freeze stops all ranks with their descendants. On an error all of them run
+// on. gone lists ranks that have ended; they are not an error.
+func (g *group) freeze(ctx context.Context) (gone []job.Rank, err error) {
+	lost := make([]bool, len(g.ranks))
+	eg, ectx := errgroup.WithContext(ctx)
+	for i, r := range g.ranks {
+		eg.Go(func() error {
+			err := g.freezeTree(ectx, r.Rank, r.PID, 0)
+			if errors.Is(err, kernel.ErrGone) {
+				lost[i] = true
+				return nil
+			}
+			if err != nil {
+				return fmt.Errorf("rank %d: %w", r.Rank, err)
+			}
+			return nil
+		})
+	}
+	if err := eg.Wait(); err != nil {
+		return nil, errors.Join(err, g.thaw(context.WithoutCancel(ctx)))
+	}
+	for i, r := range g.ranks {
+		if lost[i] {
+			gone = append(gone, r.Rank)
+		}
+	}
+	return gone, nil
+}
+
+// freezeTree stops pid and then its children, which cannot become more once
+// their parent is stopped.
+func (g *group) freezeTree(ctx context.Context, rank job.Rank, pid, parent int) error {
+	p := g.process(rank, pid, parent)
+	if p.frozen == nil {
+		f, err := p.tracer.Freeze(ctx, pid)
+		if err != nil {
+			g.forget(p)
+			return err
+		}
+		p.frozen = f
+	}
+	kids, err := proc.Children(pid)
+	if err != nil {
+		return err
+	}
+	for _, kid := range kids {
+		if st, err := proc.ReadStat(kid); err != nil || st.State == 'Z' || st.State == 'X' {
+			continue // an ended child: captured as a zombie
+		}
+		if err := g.freezeTree(ctx, rank, kid, pid); err != nil && !errors.Is(err, kernel.ErrGone) {
+			return err
+		}
+	}
+	return nil
+}
+
+// process returns the process pid, new if it was not known.
+func (g *group) process(rank job.Rank, pid, parent int) *process {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	p := g.procs[pid]
+	if p == nil {
+		p = &process{rank: rank, pid: pid, tracer: proc.NewTracer(g.sys)}
+		g.procs[pid] = p
+	}
+	p.rank, p.parent = rank, parent
+	return p
+}
+
+// forget drops a process that ended or cannot be traced.
+func (g *group) forget(p *process) {
+	g.mu.Lock()
+	delete(g.procs, p.pid)
+	g.mu.Unlock()
+	_ = p.tracer.Close() // always nil
+}
+
+// thaw lets every frozen process go on. Processes that were killed meanwhile
+// are forgotten.
+func (g *group) thaw(ctx context.Context) error {
+	return g.each(ctx, func(ctx context.Context, p *process) error {
+		if p.frozen == nil {
+			return nil
+		}
+		err := p.frozen.Thaw(ctx)
+		p.frozen = nil
+		if errors.Is(err, kernel.ErrGone) {
+			g.forget(p)
+			return nil
+		}
+		return err
+	})
+}
+
+// close ends all tracers. Frozen processes run on as they are.
+func (g *group) close() {
+	for _, p := range g.procs {
+		_ = p.tracer.Close() // always nil
+	}
+	clear(g.procs)
+}
