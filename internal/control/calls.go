@@ -131,7 +131,7 @@ func (c *Client) Wait(ctx context.Context, id job.ID) (Ended, error) {
 	for {
 		round, cancel := context.WithTimeout(ctx, waitRound)
 		var e Ended
-		err := c.call(round, request{method: http.MethodGet, path: jobPath(id, "/wait"), again: true, open: true}, &e)
+		err := c.call(round, request{method: http.MethodGet, path: jobPath(id, "/wait"), again: true, open: true, patient: true}, &e)
 		expired := round.Err() != nil
 		cancel()
 		switch {

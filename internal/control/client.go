@@ -55,6 +55,7 @@ type request struct {
 	body         []byte
 	again        bool
 	open         bool // the answer may take as long as ctx allows
+	patient      bool // a lamd without a leader is waited for as long as ctx allows
 }
 
 // call sends r and decodes the answer into out, unless that is nil.
@@ -82,6 +83,10 @@ func (c *Client) send(ctx context.Context, r request) (*http.Response, error) {
 	for {
 		resp, err := c.round(ctx, r)
 		var stop *stopError
+		var refused *Error
+		if errors.As(err, &refused) && r.patient {
+			deadline = time.Now().Add(retryFor)
+		}
 		switch {
 		case err == nil:
 			return resp, nil
@@ -89,6 +94,8 @@ func (c *Client) send(ctx context.Context, r request) (*http.Response, error) {
 			return nil, context.Cause(ctx)
 		case errors.As(err, &stop):
 			return nil, stop.err
+		case refused != nil && time.Now().After(deadline):
+			return nil, refused
 		case errors.Is(err, errNoSocket), !r.again, time.Now().After(deadline):
 			return nil, &Error{
 				Message: fmt.Sprintf("%v in %s: %v", ErrNoDaemon, c.where, err),

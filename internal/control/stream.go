@@ -94,7 +94,7 @@ func follow(ctx context.Context, read func(ctx context.Context, alive func()) (b
 // lines reads JSON lines of type T. It returns true when the server ended the
 // stream as it should, at the end of a chunked body.
 func lines[T any](ctx context.Context, c *Client, path string, take func(T) error) (bool, error) {
-	resp, err := c.send(ctx, request{method: http.MethodGet, path: path, again: true, open: true})
+	resp, err := c.send(ctx, request{method: http.MethodGet, path: path, again: true, open: true, patient: true})
 	if err != nil {
 		return false, err
 	}

@@ -1,0 +1,194 @@
+package mpirun
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/lampause/lampause/job"
+)
+
+// Error is a failure of the client itself, with the exit code that it leads
+// to.
+type Error struct {
+	Exit int
+	Err  error
+}
+
+// Error implements error.
+func (e *Error) Error() string { return e.Err.Error() }
+
+// Unwrap returns the cause.
+func (e *Error) Unwrap() error { return e.Err }
+
+// ExitCode returns e.Exit.
+func (e *Error) ExitCode() int { return e.Exit }
+
+func fail(exit int, format string, args ...any) error {
+	return &Error{Exit: exit, Err: fmt.Errorf(format, args...)}
+}
+
+// parse reads the flags in front of the program. getenv presets those that
+// have a variable.
+//
+// Expected errors: *Error with job.ExitUsage.
+func parse(args []string, getenv func(string) string) (options, error) {
+	o := defaults()
+	flags := table()
+	for _, f := range flags {
+		if f.env == "" || getenv(f.env) == "" {
+			continue
+		}
+		if err := f.set(&o, []string{getenv(f.env)}); err != nil {
+			return o, fail(job.ExitConfig, "environment variable %s: %w", f.env, err)
+		}
+	}
+	o.onFailureSet = getenv("LAM_ON_FAILURE") != ""
+	for len(args) > 0 && strings.HasPrefix(args[0], "-") && args[0] != "-" {
+		if args[0] == "--" {
+			args = args[1:]
+			break
+		}
+		rest, err := parseFlag(&o, flags, args)
+		if err != nil {
+			return o, &Error{Exit: job.ExitUsage, Err: err}
+		}
+		args = rest
+	}
+	if i := slices.Index(args, ":"); i >= 0 {
+		return o, fail(job.ExitUsage, "\":\": jobs of several programs are not supported; start one program that chooses by its rank")
+	}
+	o.words = args
+	return o, check(&o)
+}
+
+// check finds what single flags cannot.
+func check(o *options) error {
+	switch {
+	case o.help || o.version:
+		return nil
+	case len(o.words) == 0:
+		return fail(job.ExitUsage, "no program given: mpirun [OPTIONS] PROGRAM [ARGUMENTS]; mpirun --help lists the options")
+	case o.hostList != "" && o.hostFile != "":
+		return fail(job.ExitUsage, "both -host and -hostfile: give one of them")
+	case o.oversubscr && o.ppn > 0:
+		return fail(job.ExitUsage, "both -oversubscribe and -ppn: give one of them")
+	}
+	return nil
+}
+
+// parseFlag applies args[0] and returns what follows it and its values.
+func parseFlag(o *options, flags []option, args []string) ([]string, error) {
+	written := args[0]
+	name, value, assigned := strings.Cut(strings.TrimPrefix(strings.TrimPrefix(written, "-"), "-"), "=")
+	at := slices.IndexFunc(flags, func(f option) bool { return slices.Contains(f.names, name) })
+	if at < 0 {
+		return nil, unknown(written, name, flags)
+	}
+	f := flags[at]
+	var values []string
+	args = args[1:]
+	switch {
+	case assigned && len(f.values) == 1:
+		values = []string{value}
+	case assigned:
+		return nil, fmt.Errorf("%s: takes %d values, without \"=\"", written, len(f.values))
+	case len(args) < len(f.values):
+		return nil, fmt.Errorf("%s: missing %s", written, f.values[len(args)])
+	default:
+		values, args = args[:len(f.values)], args[len(f.values):]
+	}
+	if err := f.set(o, values); err != nil {
+		return nil, fmt.Errorf("%s: %w", dashed(name), err)
+	}
+	return args, nil
+}
+
+// dashed writes a flag the way people do: one dash for short names.
+func dashed(name string) string {
+	if len(name) <= 4 {
+		return "-" + name
+	}
+	return "--" + name
+}
+
+// unknown words the refusal of a flag, with the nearest known one.
+func unknown(written, name string, flags []option) error {
+	best, distance := "", max(1, len(name)/3)+1
+	for _, f := range flags {
+		for _, n := range f.names {
+			d := edits(name, n)
+			if len(name) > 2 && strings.HasPrefix(n, name) {
+				d = min(d, 1)
+			}
+			if f.help != "" && d < distance {
+				best, distance = n, d
+			}
+		}
+	}
+	if best == "" {
+		return fmt.Errorf("unknown option %s; mpirun --help lists the options", written)
+	}
+	return fmt.Errorf("unknown option %s: did you mean %s? mpirun --help lists the options", written, dashed(best))
+}
+
+// edits is the least number of letters inserted, removed or replaced between
+// a and b.
+func edits(a, b string) int {
+	prev := make([]int, len(b)+1)
+	for j := range prev {
+		prev[j] = j
+	}
+	for i := range len(a) {
+		row := make([]int, len(b)+1)
+		row[0] = i + 1
+		for j := range len(b) {
+			change := prev[j]
+			if a[i] != b[j] {
+				change++
+			}
+			row[j+1] = min(change, prev[j+1]+1, row[j]+1)
+		}
+		prev = row
+	}
+	return prev[len(b)]
+}
+
+// Usage returns the help text of a command called name.
+func Usage(name string) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "Usage: %s [OPTIONS] PROGRAM [ARGUMENTS]\n\nRuns an MPI program on the nodes of the cluster.\n", name)
+	section := func(title string, flags []option) {
+		fmt.Fprintf(&b, "\n%s\n", title)
+		for _, f := range flags {
+			if f.help == "" {
+				continue
+			}
+			names := make([]string, len(f.names))
+			for i, n := range f.names {
+				names[i] = dashed(n)
+			}
+			left := strings.Join(append([]string{strings.Join(names, ", ")}, f.values...), " ")
+			text := f.help
+			if f.env != "" {
+				text += " [" + f.env + "]"
+			}
+			fmt.Fprintf(&b, "  %s\n        %s\n", left, text)
+		}
+	}
+	section("Launch:", launchOptions())
+	section("Surviving failures:", lamOptions())
+	b.WriteString(usageEnd)
+	return b.String()
+}
+
+const usageEnd = `
+Signals: Ctrl-C asks the ranks to end and kills them 5 s later; twice, at once.
+Ctrl-Z suspends the job, fg resumes it. USR1 and USR2 are passed on. When mpirun
+itself dies or hangs up, the job goes on: lam attach JOB.
+
+Exit code: that of the first rank that failed (128+n for signal n), else 0;
+64 usage or unknown program, 69 no nodes or slots, or a node was lost and not
+replaced, 70 internal, 75 stopped with a usable checkpoint, 77 not permitted or
+not executable, 78 configuration.
+`
