@@ -24,19 +24,13 @@ func (s *Sys) Disconnect(fd int) error {
 	})
 }
 
-// TCPWindow returns the windows of a connection under repair.
-//
-// Expected errors: *Error with EPERM outside of repair mode.
-func (s *Sys) TCPWindow(fd int) (TCPWindow, error) {
-	var w TCPWindow
-	err := s.do("getsockopt TCP_REPAIR_WINDOW", 0, func() error {
-		size := uint32(unsafe.Sizeof(w))
-		_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.IPPROTO_TCP, unix.TCP_REPAIR_WINDOW,
-			uintptr(unsafe.Pointer(&w)), uintptr(unsafe.Pointer(&size)), 0)
-		if errno != 0 {
-			return errno
-		}
-		return nil
-	})
-	return w, err
+// getsockoptBytes fills b, as far as the kernel has something to say.
+func getsockoptBytes(fd, level, opt int, b []byte) error {
+	size := uint32(len(b))
+	_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), uintptr(level), uintptr(opt),
+		uintptr(unsafe.Pointer(&b[0])), uintptr(unsafe.Pointer(&size)), 0)
+	if errno != 0 {
+		return errno
+	}
+	return nil
 }

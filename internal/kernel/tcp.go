@@ -121,16 +121,46 @@ func (s *Sys) SetTCPWindow(fd int, w TCPWindow) error {
 	})
 }
 
-// TCPInfo returns struct tcp_info.
+// TCPInfo is the part of struct tcp_info that streams need.
+type TCPInfo struct {
+	State     uint8  // TCP_ESTABLISHED, ... of linux/tcp_states.h
+	Options   uint8  // TCPI_OPT_*
+	SndWScale uint8  // valid with TCPI_OPT_WSCALE
+	RcvWScale uint8  //
+	Unacked   uint32 // segments not acknowledged; listeners: length of the accept queue
+	Sacked    uint32 // listeners: the backlog
+	NotSent   uint32 // bytes never sent
+}
+
+// TCPInfo returns the state of a TCP socket.
 //
-// Source: tcp(7), TCP_INFO.
-func (s *Sys) TCPInfo(fd int) (*unix.TCPInfo, error) {
-	var info *unix.TCPInfo
-	err := s.do("getsockopt TCP_INFO", 0, func() (err error) {
-		info, err = unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
-		return err
+// Source: tcp(7), TCP_INFO; offsets of linux/tcp.h.
+func (s *Sys) TCPInfo(fd int) (TCPInfo, error) {
+	var b [256]byte
+	err := s.do("getsockopt TCP_INFO", 0, func() error {
+		return getsockoptBytes(fd, unix.IPPROTO_TCP, unix.TCP_INFO, b[:])
 	})
-	return info, err
+	return TCPInfo{
+		State:     b[0],
+		Options:   b[5],
+		SndWScale: b[6] & 15,
+		RcvWScale: b[6] >> 4,
+		Unacked:   binary.NativeEndian.Uint32(b[24:]),
+		Sacked:    binary.NativeEndian.Uint32(b[28:]),
+		NotSent:   binary.NativeEndian.Uint32(b[144:]),
+	}, err
+}
+
+// TCPWindow returns the windows of a connection under repair.
+//
+// Expected errors: *Error with EPERM outside of repair mode.
+func (s *Sys) TCPWindow(fd int) (TCPWindow, error) {
+	var b [20]byte
+	err := s.do("getsockopt TCP_REPAIR_WINDOW", 0, func() error {
+		return getsockoptBytes(fd, unix.IPPROTO_TCP, unix.TCP_REPAIR_WINDOW, b[:])
+	})
+	word := func(i int) uint32 { return binary.NativeEndian.Uint32(b[4*i:]) }
+	return TCPWindow{SndWl1: word(0), SndWnd: word(1), MaxWindow: word(2), RcvWnd: word(3), RcvWup: word(4)}, err
 }
 
 // TCPDropAll makes a socket ignore every incoming packet.

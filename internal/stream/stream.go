@@ -1,0 +1,78 @@
+package stream
+
+import (
+	"context"
+	"runtime"
+
+	"github.com/rs/zerolog"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/lampause/lampause/internal/kernel"
+	"github.com/lampause/lampause/job"
+)
+
+// Streams works on the connections of one pod. It holds no state of its own.
+type Streams struct {
+	sys   *kernel.Sys
+	netns int
+	log   zerolog.Logger
+}
+
+// New returns the Streams of a pod. netns is a descriptor of the pod's network
+// namespace, for new sockets; it stays the caller's and must stay open. A
+// negative netns means that the caller itself lives in that namespace.
+func New(sys *kernel.Sys, netns int, log zerolog.Logger) *Streams {
+	return &Streams{sys: sys, netns: netns, log: log.With().Str("component", "stream").Logger()}
+}
+
+// Process is a frozen process of the pod.
+type Process struct {
+	PID  int // in the caller's pid namespace
+	Rank job.Rank
+}
+
+// Slot says that a descriptor of a process is a certain socket. Cookie is the
+// SO_COOKIE that names the socket in a Record.
+type Slot struct {
+	Rank    job.Rank
+	PID     int // as in Process
+	FD      int
+	CloExec bool
+	Cookie  uint64
+}
+
+// parallelFrom is the number of connections from which on several are worked
+// on at a time: below, handing out the work costs more than it gains.
+const parallelFrom = 8
+
+// each runs fn for 0..n-1, on several cores when n is large. It stops at the
+// first error or when ctx ends.
+func each(ctx context.Context, n int, fn func(i int) error) error {
+	workers := min(runtime.GOMAXPROCS(0), n/parallelFrom)
+	if workers <= 1 {
+		for i := range n {
+			if err := ctx.Err(); err != nil {
+				return context.Cause(ctx)
+			}
+			if err := fn(i); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	for w := range workers {
+		g.Go(func() error {
+			for i := w; i < n; i += workers {
+				if ctx.Err() != nil {
+					return context.Cause(ctx)
+				}
+				if err := fn(i); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	return g.Wait()
+}
