@@ -186,6 +186,9 @@ func (f *Frozen) readThreads() error {
 		if th.Regs.Cs != userCS {
 			return fmt.Errorf("32-bit code: %w", ErrUnsupported)
 		}
+		if err := f.hideStop(th); err != nil {
+			return err
+		}
 		if th.TID == f.PID {
 			f.Threads[0], f.Threads[i] = th, f.Threads[0]
 		}

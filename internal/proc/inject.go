@@ -216,6 +216,7 @@ func (f *Frozen) runStub(ctx context.Context, th *Thread, n uint64, strict bool,
 	}
 	r := callRegs(th, f.stub)
 	r.R12, r.R13, r.R14 = f.stub+stubCalls, n, 0
+	r.Rsp = f.stub + stubCalls // not on an alternate signal stack, which could not be changed then
 	if strict {
 		r.R14 = 1
 	}
