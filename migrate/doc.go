@@ -29,7 +29,7 @@
 //
 // Nothing is started before the whole image was verified and fits the host.
 // On any error all half-built processes are killed and the seeds are released;
-// the caller may try again with the same pod.
+// the caller may try again in the same pod, with new seeds.
 //
 // # Goroutines and locks
 //

@@ -1,0 +1,128 @@
+package migrate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/lampause/lampause/image"
+	"github.com/lampause/lampause/internal/proc"
+)
+
+// buildObjects makes the memory and files that only the image has, with their
+// contents.
+func (b *builder) buildObjects(ctx context.Context) error {
+	b.objects = make([]*os.File, len(b.m.Objects))
+	for i := range b.m.Objects {
+		o := &b.m.Objects[i]
+		f, err := b.makeObject(o)
+		if err == nil {
+			b.objects[i] = f
+			err = b.fillObject(ctx, f, i+1, o)
+		}
+		if err != nil {
+			return fmt.Errorf("object %d (%s %s): %w", i+1, o.Kind, o.Name, err)
+		}
+	}
+	return nil
+}
+
+func (b *builder) makeObject(o *image.Object) (*os.File, error) {
+	switch o.Kind {
+	case image.ObjectAnon:
+		return memfd("shared-anon", 0)
+	case image.ObjectMemfd:
+		flags := o.Flags
+		if o.Seals&unix.F_SEAL_SEAL == 0 {
+			flags |= unix.MFD_ALLOW_SEALING
+		}
+		return memfd(o.Name, flags)
+	case image.ObjectDeleted:
+		dir := filepath.Join(b.root, filepath.Dir(o.Name))
+		f, err := os.OpenFile(dir, os.O_RDWR|unix.O_TMPFILE, os.FileMode(o.Mode).Perm())
+		if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EISDIR) {
+			return memfd(filepath.Base(o.Name), 0)
+		}
+		return f, err
+	case image.ObjectShm:
+		path := filepath.Join(b.root, o.Name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			return nil, err
+		}
+		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+		if err != nil {
+			return nil, err
+		}
+		if err := f.Chmod(os.FileMode(o.Mode).Perm()); err != nil {
+			return nil, errors.Join(err, f.Close())
+		}
+		return f, nil
+	}
+	return nil, fmt.Errorf("%w: kind of object %q is not supported", image.ErrMismatch, o.Kind)
+}
+
+func memfd(name string, flags int) (*os.File, error) {
+	fd, err := unix.MemfdCreate(name, flags|unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("memfd_create: %w", err)
+	}
+	return os.NewFile(uintptr(fd), name), nil
+}
+
+func (b *builder) fillObject(ctx context.Context, f *os.File, id int, o *image.Object) error {
+	pages, err := b.r.Object(id)
+	if err != nil {
+		return err
+	}
+	if err := f.Truncate(0); err != nil {
+		return err
+	}
+	if err := f.Truncate(o.Size); err != nil {
+		return err
+	}
+	err = pages.Each(ctx, b.cfg.Workers, func(r image.Run, data []byte) error {
+		off := int64(r.Addr) //nolint:gosec // offsets in a file
+		if r.Zero || off >= o.Size {
+			return nil
+		}
+		_, err := f.WriteAt(data[:min(int64(len(data)), o.Size-off)], off)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if seals := o.Seals &^ unix.F_SEAL_EXEC; o.Kind == image.ObjectMemfd && seals != 0 && seals != unix.F_SEAL_SEAL {
+		if _, err := unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, seals); err != nil {
+			return fmt.Errorf("seal: %w", err)
+		}
+	}
+	return nil
+}
+
+// receiveObjects hands the process the objects that it maps, and returns their
+// descriptors there.
+func (b *builder) receiveObjects(ctx context.Context, p *process, s Seed, batch *proc.Batch) (map[int]uint64, error) {
+	out := map[int]uint64{}
+	var ids []int
+	var fds []int
+	for _, m := range p.img.Maps {
+		if _, ok := out[m.Object]; m.Object == 0 || ok {
+			continue
+		}
+		out[m.Object] = 0
+		ids = append(ids, m.Object)
+		fds = append(fds, int(b.objects[m.Object-1].Fd()))
+	}
+	got, err := handOver(ctx, s, batch, seedSock, fds)
+	if err != nil {
+		return nil, err
+	}
+	for i, id := range ids {
+		out[id] = uint64(got[i]) //nolint:gosec // a descriptor
+	}
+	return out, nil
+}
