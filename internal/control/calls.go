@@ -53,7 +53,7 @@ func (c *Client) Submit(ctx context.Context, spec job.Spec) (job.ID, error) {
 		return 0, fmt.Errorf("submit: %w", err)
 	}
 	var s Submitted
-	err = c.call(ctx, request{method: http.MethodPost, path: "/v1/jobs?key=" + rand.Text(), body: body, again: true, open: true}, &s)
+	err = c.call(ctx, request{method: http.MethodPost, path: "/v1/jobs", key: rand.Text(), body: body, again: true, open: true}, &s)
 	return s.Job, err
 }
 

@@ -25,6 +25,9 @@ const (
 	retryFor      = 15 * time.Second
 )
 
+// HeaderKey carries the key of a submission.
+const HeaderKey = "X-Lam-Key"
+
 // ErrNoDaemon says that no lamd could be reached: none was booted, or all are
 // dead.
 var ErrNoDaemon = errors.New("no lamd answers")
@@ -53,6 +56,7 @@ func NewClient(sockets func() []string, where string) *Client {
 type request struct {
 	method, path string
 	body         []byte
+	key          string // makes a submission one, however often it arrives
 	again        bool
 	open         bool // the answer may take as long as ctx allows
 	patient      bool // a lamd without a leader is waited for as long as ctx allows
@@ -212,6 +216,9 @@ func roundTrip(ctx context.Context, conn net.Conn, r request) (*http.Response, e
 	}
 	if len(r.body) > 0 {
 		req.Header.Set("Content-Type", "application/json")
+	}
+	if r.key != "" {
+		req.Header.Set(HeaderKey, r.key)
 	}
 	return tr.RoundTrip(req)
 }

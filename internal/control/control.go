@@ -5,7 +5,7 @@
 //
 //	GET  /v1/nodes                 []Node
 //	GET  /v1/jobs                  []Job
-//	POST /v1/jobs?key=K            job.Spec -> Submitted; the same key again answers with the same job
+//	POST /v1/jobs                  job.Spec -> Submitted; header X-Lam-Key, sent again, answers with the same job
 //	GET  /v1/jobs/J                JobDetail
 //	GET  /v1/jobs/J/output?from=   stream of podapi.Output, ends with the job
 //	POST /v1/jobs/J/stdin?offset=  raw bytes for rank 0 -> StdinTaken; &eof=1 closes it after them
