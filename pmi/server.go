@@ -294,6 +294,14 @@ func (s *Server) Phases() map[job.Rank]Phase {
 	return out
 }
 
+// Fences returns every fence at which this pod has arrived, oldest first. A
+// coordinator that has lost count asks for them.
+func (s *Server) Fences() []Fence {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.state.fences()
+}
+
 // locals returns the ranks of the pod, ascending. Precondition: mu held.
 func (s *Server) locals() []job.Rank {
 	out := make([]job.Rank, 0, len(s.conns))

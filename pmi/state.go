@@ -42,13 +42,13 @@ type State struct {
 	Size    int                     `json:"size"`
 	Mapping string                  `json:"mapping"`
 	Ranks   map[job.Rank]*RankState `json:"ranks"`
-	KVS     map[string]string       `json:"kvs"`      // union of the completed fences
-	Own     map[string]string       `json:"own"`      // puts since the last fence, of this pod
-	LastOwn map[string]string       `json:"last_own"` // this pod's puts of fence Done
-	Done    int                     `json:"done"`     // completed fences
-	Posted  int                     `json:"-"`        // newest fence handed to the Fencer as an arrival
-	Asked   int                     `json:"-"`        // newest fence only asked for
-	Stuck   int                     `json:"-"`        // looks in a row that found unread bytes
+	KVS     map[string]string       `json:"kvs"`     // union of the completed fences
+	Own     map[string]string       `json:"own"`     // puts since the last fence, of this pod
+	History []map[string]string     `json:"history"` // this pod's puts of each completed fence; index = number - 1
+	Done    int                     `json:"done"`    // completed fences
+	Posted  int                     `json:"-"`       // newest fence handed to the Fencer as an arrival
+	Asked   int                     `json:"-"`       // newest fence only asked for
+	Stuck   int                     `json:"-"`       // looks in a row that found unread bytes
 }
 
 // NewState returns the state before any rank has spoken.
@@ -73,7 +73,20 @@ func (s State) clone() State {
 	s.Ranks = ranks
 	s.KVS = maps.Clone(s.KVS)
 	s.Own = maps.Clone(s.Own)
+	s.History = slices.Clip(s.History)
 	return s
+}
+
+// fences lists every fence at which this pod has arrived, oldest first.
+func (s State) fences() []Fence {
+	out := make([]Fence, 0, len(s.History)+1)
+	for i, puts := range s.History {
+		out = append(out, Fence{Seq: i + 1, Puts: puts})
+	}
+	if s.full() {
+		out = append(out, Fence{Seq: s.Done + 1, Puts: maps.Clone(s.Own)})
+	}
+	return out
 }
 
 // waiting lists the ranks inside a barrier that is not complete, ascending.
@@ -154,6 +167,9 @@ func decodeBlob(b []byte) (blob, error) {
 	}
 	if x.State.Own == nil {
 		x.State.Own = map[string]string{}
+	}
+	if len(x.State.History) != x.State.Done {
+		return x, fmt.Errorf("pmi: decode state: %d fences, %d of them known", x.State.Done, len(x.State.History))
 	}
 	for r, st := range x.State.Ranks {
 		if st == nil {

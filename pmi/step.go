@@ -300,7 +300,7 @@ func (s *State) fence(e OnFence) []Action {
 	}
 	maps.Copy(s.KVS, s.Own)
 	maps.Copy(s.KVS, e.Puts)
-	s.LastOwn, s.Own = s.Own, map[string]string{}
+	s.History, s.Own = append(s.History, s.Own), map[string]string{}
 	s.Done, s.Stuck = e.Seq, 0
 	return out
 }
@@ -349,7 +349,7 @@ func (s *State) restore(now time.Duration) []Action {
 	}
 	var out []Action
 	if s.Done > 0 {
-		out = append(out, DoFence{Fence{Seq: s.Done, Puts: maps.Clone(s.LastOwn)}})
+		out = append(out, DoFence{Fence{Seq: s.Done, Puts: maps.Clone(s.History[s.Done-1])}})
 	}
 	return append(out, s.post()...)
 }

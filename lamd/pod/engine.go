@@ -24,46 +24,45 @@ type member struct {
 	given map[string]*os.File
 }
 
-// side is what a checkpoint holds besides processes and connections, by name;
-// the files of an image carry it.
-type side map[string][]byte
-
 // engine captures and puts back the ranks of a pod. It is driven by phases,
 // one operation at a time; the order is podapi's. An operation that fails
 // leaves the ranks as they were, unless it says otherwise.
 type engine interface {
-	// freeze stops all ranks and returns the marks of their TCP ends.
+	// freeze stops all ranks for a checkpoint of epoch e; reply: Marks.
 	// Expected errors: errRetry, wrapped; the ranks run on.
-	freeze(ctx context.Context, ranks []member) ([]podapi.Mark, error)
-	// captureSend copies send queues and starts to copy memory.
-	captureSend(ctx context.Context) ([]podapi.Mark, error)
-	// captureRecv copies receive queues and ends the copy of memory.
-	captureRecv(ctx context.Context) ([]podapi.Mark, int64, error)
+	freeze(ctx context.Context, e job.Epoch, ranks []member) (podapi.PhaseReply, error)
+	// captureSend copies send queues and starts to copy memory; reply: Marks.
+	captureSend(ctx context.Context) (podapi.PhaseReply, error)
+	// captureRecv copies receive queues and ends the copy of memory; reply:
+	// Marks, Bytes.
+	captureRecv(ctx context.Context) (podapi.PhaseReply, error)
 	// resume lets the ranks go on; what was captured stays for write.
 	// peers are the marks of the other ends.
-	resume(ctx context.Context, peers []podapi.Mark) error
+	resume(ctx context.Context, peers []podapi.Mark) (podapi.PhaseReply, error)
 	// write stores what was captured as epoch e. It runs while the ranks do,
 	// and ends early when ctx does.
-	write(ctx context.Context, e job.Epoch, extra side) (podapi.Written, error)
+	write(ctx context.Context, e job.Epoch, extra *side) (podapi.Written, error)
 	// commit makes what was captured the state to return to.
 	commit(ctx context.Context, e job.Epoch) error
 	// abandon lets the ranks go on if they are frozen and forgets what was
-	// captured since the last commit, files of e included.
+	// captured since the last commit.
 	abandon(ctx context.Context, e job.Epoch) error
 
-	// stop freezes all ranks for a recovery, whatever they do.
-	stop(ctx context.Context, ranks []member) ([]podapi.Mark, error)
-	// rollback sets stopped ranks back to the newest commit. The side data of
-	// the epoch is returned. lost names ranks that could not be put back.
-	rollback(ctx context.Context, q podapi.PhaseRequest) (extra side, lost []job.Rank, err error)
-	// restore rebuilds ranks from the image of an epoch; the ranks' new
-	// process numbers are set in the returned members.
-	restore(ctx context.Context, q podapi.PhaseRequest, ranks []member) ([]member, side, error)
+	// stop freezes all ranks for a recovery, whatever they do; reply: Marks,
+	// and LostRanks that are gone.
+	stop(ctx context.Context, ranks []member) (podapi.PhaseReply, error)
+	// rollback sets stopped ranks back to the newest commit; reply: LostRanks
+	// that could not be put back, with an error.
+	rollback(ctx context.Context, q podapi.PhaseRequest) (podapi.PhaseReply, error)
+	// restore rebuilds ranks from the image of an epoch; the new process
+	// numbers are set in the returned members.
+	restore(ctx context.Context, q podapi.PhaseRequest, ranks []member) (podapi.PhaseReply, []member, *side, error)
 	// release lets rolled back or restored ranks go on.
-	release(ctx context.Context) error
+	release(ctx context.Context) (podapi.PhaseReply, error)
 
-	// preflight names what of the ranks cannot be checkpointed.
-	preflight(ctx context.Context, ranks []member) ([]string, error)
+	// preflight names what of the ranks cannot be checkpointed; reply:
+	// Obstacles.
+	preflight(ctx context.Context, ranks []member) (podapi.PhaseReply, error)
 	// close lets go of every process, frozen copies included, so that the pod
 	// can end.
 	close() error
