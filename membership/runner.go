@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/memberlist"
+	"github.com/rs/zerolog"
 	"golang.org/x/sync/errgroup"
 )
 
@@ -165,11 +166,11 @@ func (r *runner) goodbye() error {
 
 // log writes an event.
 func (r *runner) log(e Event) {
-	l := r.c.log.Info()
+	level := zerolog.InfoLevel
 	if e.Kind == Suspect {
-		l = r.c.log.Debug()
+		level = zerolog.DebugLevel
 	}
-	l.Str("event", string(e.Kind)).Str("node", string(e.Node)).Uint64("boot", uint64(e.Boot)).
-		Uint64("session", e.Session).Str("source", string(e.Source)).
+	r.c.log.WithLevel(level).Str("event", string(e.Kind)).Str("node", string(e.Node)).
+		Uint64("boot", uint64(e.Boot)).Uint64("session", e.Session).Str("source", string(e.Source)).
 		Int64("doubt_ms", e.Doubt.Milliseconds()).Msg("member")
 }
