@@ -114,7 +114,7 @@ func (a *archive) serve(w http.ResponseWriter, r *http.Request, id job.ID) bool 
 		writeError(w, badRequest(err.Error()))
 		return true
 	}
-	enc, flush := stream(w)
+	enc, flush := jsonLines(w)
 	defer flush()
 	dec := json.NewDecoder(f)
 	for {

@@ -271,7 +271,7 @@ func (a *jobsAPI) events(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
-	enc, flush := stream(w)
+	enc, flush := jsonLines(w)
 	for {
 		st := a.state()
 		for _, e := range st.Events {
@@ -295,8 +295,8 @@ func (a *jobsAPI) events(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// stream prepares an answer of JSON lines.
-func stream(w http.ResponseWriter) (*json.Encoder, func()) {
+// jsonLines prepares an answer of JSON lines.
+func jsonLines(w http.ResponseWriter) (*json.Encoder, func()) {
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	w.WriteHeader(http.StatusOK)
 	rc := http.NewResponseController(w)

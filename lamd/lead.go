@@ -71,9 +71,9 @@ func (l *lead) now() time.Duration {
 	return time.Duration(ns)
 }
 
-// run drives the core until ctx ends. first is the state with which the term
-// begins; changes tells that there is a newer one.
-func (l *lead) run(ctx context.Context, cfg conduct.Config, state func() *scheduler.State, changes <-chan struct{}) {
+// run drives the core until ctx ends. state is the replicated state, and
+// after(i) is closed once it is newer than index i.
+func (l *lead) run(ctx context.Context, cfg conduct.Config, state func() *scheduler.State, after func(uint64) <-chan struct{}) {
 	core := conduct.NewLeader(cfg, l.term, l.now())
 	var jobs sync.WaitGroup
 	defer func() {
@@ -82,7 +82,8 @@ func (l *lead) run(ctx context.Context, cfg conduct.Config, state func() *schedu
 	}()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	l.carryOut(ctx, &jobs, core.Step(l.now(), conduct.Committed{State: state()}))
+	st := state()
+	l.carryOut(ctx, &jobs, core.Step(l.now(), conduct.Committed{State: st}))
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
 	for {
@@ -90,8 +91,9 @@ func (l *lead) run(ctx context.Context, cfg conduct.Config, state func() *schedu
 		select {
 		case <-ctx.Done():
 			return
-		case <-changes:
-			l.carryOut(ctx, &jobs, core.Step(l.now(), conduct.Committed{State: state()}))
+		case <-after(st.Index):
+			st = state()
+			l.carryOut(ctx, &jobs, core.Step(l.now(), conduct.Committed{State: st}))
 		case <-timer.C:
 			l.carryOut(ctx, &jobs, core.Step(l.now(), conduct.Tick{}))
 		case <-l.wake:

@@ -3,7 +3,9 @@ package lamd
 import (
 	"context"
 	"net/http"
+	"strconv"
 
+	"github.com/lampause/lampause/internal/control"
 	"github.com/lampause/lampause/internal/podapi"
 	"github.com/lampause/lampause/job"
 	"github.com/lampause/lampause/scheduler"
@@ -21,7 +23,7 @@ type leaderAPI struct {
 
 func (a *leaderAPI) routes(mux *http.ServeMux) {
 	handle(mux, "POST /v1/report", a.report)
-	handle(mux, "POST /v1/apply", a.applyHere)
+	handle(mux, "POST /v1/join", a.join)
 	answer(mux, "POST /v1/lease", a.lease)
 	answer(mux, "POST /v1/fence", a.fence)
 }
@@ -64,9 +66,22 @@ func (a *leaderAPI) report(_ context.Context, r podReport) error {
 	return nil
 }
 
-// applyHere puts a command of another daemon into the log.
-func (a *leaderAPI) applyHere(ctx context.Context, c scheduler.Command) error {
-	if err := a.apply(ctx, c); err != nil {
+// join makes sure that the log has a node as it says it is. A node whose boot
+// was declared dead is told the lowest boot that may join, with status 412.
+func (a *leaderAPI) join(ctx context.Context, c scheduler.Command) error {
+	j := c.Join
+	if j == nil {
+		return badRequest("join: no node")
+	}
+	n, ok := a.state().Nodes[j.Node]
+	if ok && n.State == scheduler.Alive && n.Boot == j.Boot && n.Session == j.Session && n.Addr == j.Addr {
+		return nil
+	}
+	err := a.apply(ctx, scheduler.Command{Join: j})
+	if r := scheduler.AsRefusal(err); r != nil && r.Code == scheduler.StaleBoot {
+		return &control.Error{Message: strconv.FormatUint(uint64(r.Boot), 10), Exit: job.ExitNoNodes, Status: http.StatusPreconditionFailed}
+	}
+	if err != nil {
 		return refusalError(err)
 	}
 	return nil

@@ -60,7 +60,7 @@ func (a *jobsAPI) output(w http.ResponseWriter, r *http.Request) {
 
 // copyFrames writes frames until there are no more or the client is gone.
 func copyFrames(w http.ResponseWriter, frames <-chan podapi.Output, stop func()) {
-	enc, flush := stream(w)
+	enc, flush := jsonLines(w)
 	flush()
 	for f := range frames {
 		if enc.Encode(f) != nil {

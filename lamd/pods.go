@@ -368,3 +368,11 @@ func alive(pid int) bool {
 	}
 	return false
 }
+
+// sweep removes what a dead pod left, and makes sure that it is dead.
+func (m *pods) sweep(id job.ID) error {
+	if err := os.RemoveAll(m.podDir(id)); err != nil {
+		return fmt.Errorf("sweep pod of job %d: %w", id, err)
+	}
+	return nil
+}

@@ -11,7 +11,9 @@ import (
 
 	"github.com/lampause/lampause/internal/cli"
 	"github.com/lampause/lampause/job"
+	"github.com/lampause/lampause/lamd"
 	"github.com/lampause/lampause/lamd/local"
+	"github.com/lampause/lampause/lamd/pod"
 )
 
 const usage = `usage: lamd COMMAND
@@ -35,6 +37,10 @@ func run(ctx context.Context, args []string) int {
 	}
 	log := zerolog.New(os.Stderr).With().Timestamp().Str("component", args[0]).Logger()
 	switch args[0] {
+	case "run":
+		return lamd.Main(ctx, args[1:], os.Stderr, log)
+	case "pod", "podinit":
+		return pod.Main(ctx, args, os.Stderr)
 	case "local":
 		return local.HolderMain(ctx, log)
 	case "node":
