@@ -3,6 +3,7 @@ package membership
 import (
 	"context"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/memberlist"
@@ -23,6 +24,9 @@ type runner struct {
 
 // seedRetry is the pause between attempts to find the first member.
 const seedRetry = 250 * time.Millisecond
+
+// maxJoins bounds the exchanges of state at a time.
+const maxJoins = 8
 
 // leaveTimeout bounds each half of a good-bye: the changed meta, and the word.
 const leaveTimeout = 500 * time.Millisecond
@@ -130,7 +134,9 @@ func (r *runner) join(ctx context.Context) error {
 	}
 }
 
-// joinSeeds reports whether no further attempt is needed.
+// joinSeeds exchanges state with all seeds at once and reports whether no further
+// attempt is needed: one answered, or there is nobody to ask. All are asked,
+// since of any two nodes the later one to start must find the earlier one.
 func (r *runner) joinSeeds() bool {
 	if r.c.cfg.Seeds == nil {
 		return true
@@ -144,11 +150,21 @@ func (r *runner) joinSeeds() bool {
 	if len(addrs) == 0 {
 		return true
 	}
-	n, err := r.ml.Join(addrs)
-	if err != nil {
-		r.c.log.Debug().Err(err).Strs("seeds", addrs).Msg("no seed answered yet")
+	var answered atomic.Int32
+	var g errgroup.Group
+	g.SetLimit(maxJoins)
+	for _, a := range addrs {
+		g.Go(func() error {
+			if n, err := r.ml.Join([]string{a}); err != nil {
+				r.c.log.Debug().Err(err).Str("seed", a).Msg("seed does not answer")
+			} else {
+				answered.Add(int32(n))
+			}
+			return nil // a seed that is down is no fault
+		})
 	}
-	return n > 0
+	_ = g.Wait() // the functions return nil
+	return answered.Load() > 0
 }
 
 // goodbye tells the others that we leave on purpose. memberlist does not tell
