@@ -106,7 +106,7 @@ func TestParsePresetsFromEnvironment(t *testing.T) {
 		}
 		return ""
 	})
-	if exitCode(err) != job.ExitConfig || !strings.Contains(err.Error(), "LAM_REPLICAS") {
+	if ExitCode(err) != job.ExitConfig || !strings.Contains(err.Error(), "LAM_REPLICAS") {
 		t.Errorf("bad variable: %v", err)
 	}
 }
@@ -186,8 +186,8 @@ func TestLookUp(t *testing.T) {
 		if got != tt.want || (err == nil) != (tt.exit == 0) {
 			t.Errorf("%q: %q, %v", tt.program, got, err)
 		}
-		if err != nil && (exitCode(err) != tt.exit || err.Error() != tt.text) {
-			t.Errorf("%q: exit %d, %v", tt.program, exitCode(err), err)
+		if err != nil && (ExitCode(err) != tt.exit || err.Error() != tt.text) {
+			t.Errorf("%q: exit %d, %v", tt.program, ExitCode(err), err)
 		}
 	}
 }
@@ -226,8 +226,8 @@ func TestBuildSpec(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := buildSpec(o, environ, dir); exitCode(err) != want {
-			t.Errorf("%s: exit %d (%v), want %d", args, exitCode(err), err, want)
+		if _, err := buildSpec(o, environ, dir); ExitCode(err) != want {
+			t.Errorf("%s: exit %d (%v), want %d", args, ExitCode(err), err, want)
 		}
 	}
 }

@@ -168,11 +168,12 @@ func (p Process) print(text string) int {
 // complain prints err as one line and returns its exit code.
 func (p Process) complain(err error) int {
 	_, _ = fmt.Fprintf(p.Stderr, "%s: %v\n", p.Name, err) // nowhere to report it
-	return exitCode(err)
+	return ExitCode(err)
 }
 
-// exitCode is that of the outermost error that has one.
-func exitCode(err error) int {
+// ExitCode returns the exit code that err leads to: that of an *Error, else
+// what the control client says.
+func ExitCode(err error) int {
 	var e *Error
 	if errors.As(err, &e) {
 		return e.Exit

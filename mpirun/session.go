@@ -194,7 +194,7 @@ func (s *session) result(waitErr, readErr error, ended control.Ended) int {
 
 func (s *session) failed(err error) int {
 	s.note(err.Error())
-	return exitCode(err)
+	return ExitCode(err)
 }
 
 func isTerminal(w io.Writer) bool {

@@ -51,6 +51,7 @@ func newRoot(a *App) *cobra.Command {
 		newBoot(a), newHalt(a), newFail(a), newRevive(a), newNodes(a),
 		newDoctor(a), newVersion(a), newCompletion(a),
 	)
+	root.AddCommand(jobCommands(a)...)
 	return root
 }
 
