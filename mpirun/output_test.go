@@ -259,7 +259,8 @@ func TestFilesHoldExactlyTheOutput(t *testing.T) {
 	r := newReplay(out, errs, func(s string) { t.Errorf("notice %q", s) })
 	for _, f := range []podapi.Output{
 		frame(0, 0, "step 1\ntime 17\nstep 2\n"), frame(0, 7, "time 9\nstep 2\n"),
-		{Rank: 1, FD: 2, Data: []byte("oops")}, {Rank: 0, FD: 2, EOF: true},
+		{Rank: 1, FD: 2, Data: []byte("oops")},
+		{Rank: 0, FD: 2, EOF: true},
 	} {
 		if err := r.take(f); err != nil {
 			t.Fatal(err)
