@@ -1,6 +1,7 @@
 package conduct
 
 import (
+	"slices"
 	"time"
 
 	"github.com/lampause/lampause/job"
@@ -10,21 +11,138 @@ import (
 // Leader is the volatile half of a raft leader for one term: the guard of the
 // nodes and a conductor for every job. See the package comment.
 type Leader struct {
-	cfg  Config
-	term uint64
+	cfg     Config
+	term    uint64
+	now     time.Duration
+	start   time.Duration
+	st      *scheduler.State
+	guard   *guard
+	jobs    map[job.ID]*conductor
+	calls   []*call // ascending Ref
+	lastRef Ref
+	attempt uint64        // numbers checkpoint rounds and recoveries of this term
+	decided time.Duration // when the newest DeclareDead or Recover was proposed
+	out     []Action
 }
 
 // NewLeader returns a Leader for a term. The first event must be Committed,
 // with a state that holds every entry of earlier terms (after a raft barrier).
 func NewLeader(cfg Config, term uint64, now time.Duration) *Leader {
-	return &Leader{cfg: cfg.withDefaults(), term: term}
+	l := &Leader{cfg: cfg.withDefaults(), term: term, now: now, start: now, jobs: map[job.ID]*conductor{}}
+	l.guard = newGuard(l)
+	return l
 }
 
-// Step takes an event and returns what is to be done.
-func (l *Leader) Step(now time.Duration, ev Event) []Action { return nil }
+// Step takes an event and returns what is to be done. Events before the first
+// Committed are dropped.
+func (l *Leader) Step(now time.Duration, ev Event) []Action {
+	l.now = max(now, l.now)
+	if c, ok := ev.(Committed); ok {
+		l.committed(c.State)
+	}
+	if l.st == nil {
+		return nil
+	}
+	switch ev := ev.(type) {
+	case Done:
+		l.complete(ev)
+	case Suspect:
+		l.guard.suspect(ev)
+	case Cleared:
+		l.guard.cleared(ev.Node)
+	case Evidence:
+		l.guard.evidence(ev)
+	case PodReport:
+		if c := l.jobs[ev.Job]; c != nil {
+			c.report(ev)
+		}
+	case PodGone:
+		if c := l.jobs[ev.Job]; c != nil {
+			c.podGone(ev)
+		}
+	case Verb:
+		l.verb(ev)
+	case Fence:
+		l.fence(ev)
+	}
+	l.tick()
+	out := l.out
+	l.out = nil
+	return out
+}
+
+// tick runs whatever is due.
+func (l *Leader) tick() {
+	l.tickCalls()
+	l.guard.tick()
+	for _, id := range l.jobIDs() {
+		if c := l.jobs[id]; c != nil {
+			c.tick()
+		}
+	}
+}
 
 // Next returns when a Tick is due; ok is false when none is.
-func (l *Leader) Next() (at time.Duration, ok bool) { return 0, false }
+func (l *Leader) Next() (at time.Duration, ok bool) {
+	var d deadline
+	l.nextCall(&d)
+	l.guard.next(&d)
+	for _, c := range l.jobs {
+		c.next(&d)
+	}
+	return d.at, d.set
+}
+
+// deadline is the earliest of the times it was given.
+type deadline struct {
+	at  time.Duration
+	set bool
+}
+
+func (d *deadline) by(at time.Duration) {
+	if !d.set || at < d.at {
+		d.at, d.set = at, true
+	}
+}
+
+// committed takes over a newer state and lets every job look at it.
+func (l *Leader) committed(st *scheduler.State) {
+	first := l.st == nil
+	if !first && st.Index < l.st.Index {
+		return
+	}
+	l.st = st
+	l.guard.committed()
+	for _, id := range st.JobIDs() {
+		j := st.Jobs[id]
+		c := l.jobs[id]
+		if c == nil {
+			if j.Retired {
+				continue
+			}
+			c = newConductor(l, id, first)
+			l.jobs[id] = c
+		}
+		c.committed(j)
+	}
+	for _, id := range l.jobIDs() {
+		if j := st.Jobs[id]; j == nil || j.Retired {
+			l.jobs[id].dismiss()
+			delete(l.jobs, id)
+		}
+	}
+}
+
+func (l *Leader) jobIDs() []job.ID {
+	ids := make([]job.ID, 0, len(l.jobs))
+	for id := range l.jobs {
+		ids = append(ids, id)
+	}
+	slices.Sort(ids)
+	return ids
+}
+
+func (l *Leader) emit(a Action) { l.out = append(l.out, a) }
 
 // Renew answers a node's request to renew the leases of its pods: true grants
 // Config.Lease from the moment at which the supervisor sent its request.
@@ -32,7 +150,20 @@ func (l *Leader) Next() (at time.Duration, ok bool) { return 0, false }
 // Precondition: this node was confirmed as the leader (Scheduler.Confirm)
 // after the request arrived; otherwise an old leader could grant a lease that
 // the new one does not wait for.
-func (l *Leader) Renew(now time.Duration, node scheduler.NodeRef) bool { return true }
+func (l *Leader) Renew(now time.Duration, node scheduler.NodeRef) bool {
+	l.now = max(now, l.now)
+	return l.st != nil && l.guard.renew(node)
+}
 
-// Suspects returns the nodes that are under suspicion, for display.
-func (l *Leader) Suspects() []job.NodeID { return nil }
+// Suspects returns the nodes that are under suspicion, for display, in the
+// order of their names.
+func (l *Leader) Suspects() []job.NodeID {
+	var out []job.NodeID
+	for ref := range l.guard.doubts {
+		if l.st != nil && l.st.IsAlive(ref) {
+			out = append(out, ref.Node)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
