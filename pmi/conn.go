@@ -84,13 +84,14 @@ func (c *conn) line() (string, bool) {
 func (c *conn) reply(text string) error { return send(c.raw, []byte(text)) }
 
 // drain takes all bytes in flight out of the socketpair: what the rank sent
-// goes to c.in, what it has not read is returned. Precondition: the rank is
+// goes to c.in, what it has not read is returned. A socket that the rank shut
+// down (MPICH does so when it finalizes) is empty. Precondition: the rank is
 // frozen.
 func (c *conn) drain() (unread []byte, err error) {
 	for {
 		n, buf, err := recv(c.raw)
 		c.in = append(c.in, buf[:n]...)
-		if errors.Is(err, unix.EAGAIN) {
+		if errors.Is(err, unix.EAGAIN) || errors.Is(err, errShut) {
 			break
 		}
 		if err != nil {
@@ -104,7 +105,7 @@ func (c *conn) drain() (unread []byte, err error) {
 	for {
 		n, buf, err := recv(raw)
 		unread = append(unread, buf[:n]...)
-		if errors.Is(err, unix.EAGAIN) {
+		if errors.Is(err, unix.EAGAIN) || errors.Is(err, errShut) {
 			return unread, nil
 		}
 		if err != nil {
@@ -113,8 +114,12 @@ func (c *conn) drain() (unread []byte, err error) {
 	}
 }
 
-// recv reads once without blocking (recv(2), MSG_DONTWAIT); end of file is an
-// error.
+// errShut says that the rank has shut its end down.
+var errShut = errors.New("shut down by the rank")
+
+// recv reads once without blocking (recv(2), MSG_DONTWAIT).
+//
+// Expected errors: unix.EAGAIN, errShut.
 func recv(raw syscall.RawConn) (n int, buf []byte, err error) {
 	buf = make([]byte, 16<<10)
 	cerr := raw.Control(func(fd uintptr) {
@@ -131,7 +136,7 @@ func recv(raw syscall.RawConn) (n int, buf []byte, err error) {
 	case err != nil:
 		return 0, buf, err
 	case n == 0:
-		return 0, buf, os.ErrClosed
+		return 0, buf, errShut
 	}
 	return n, buf, nil
 }

@@ -33,6 +33,9 @@ type Prober interface {
 type Listener interface {
 	// Phase says that a rank entered a phase.
 	Phase(r job.Rank, p Phase)
+	// Fence says that fence seq is complete. MPI_Init is over after the second
+	// one of MPICH.
+	Fence(seq int)
 	// Abort says that a rank called MPI_Abort, or broke the protocol (err).
 	Abort(r job.Rank, code int, text string, err error)
 }
@@ -168,23 +171,24 @@ func (s *Server) await() bool {
 // read takes bytes of one rank until its socket is closed.
 func (s *Server) read(c *conn) {
 	for {
+		var failed error
 		err := c.wait(func() bool {
 			s.mu.Lock()
 			defer s.mu.Unlock()
 			if !s.await() {
+				failed = os.ErrClosed
 				return true
 			}
-			again, err := c.fill()
-			if err != nil {
-				s.cfg.Log.Debug().Err(err).Int("rank", int(c.id)).Msg("pmi connection ended")
-			}
+			var again bool
+			again, failed = c.fill()
 			s.consume(c)
 			return again
 		})
-		s.mu.Lock()
-		done := s.closed || err != nil
-		s.mu.Unlock()
-		if done {
+		if err == nil {
+			err = failed
+		}
+		if err != nil {
+			s.cfg.Log.Debug().Err(err).Int("rank", int(c.id)).Msg("pmi connection ended")
 			return
 		}
 	}
@@ -246,7 +250,11 @@ func (s *Server) fence(ctx context.Context, f Fence) {
 		if err == nil {
 			s.mu.Lock()
 			if s.await() && ctx.Err() == nil {
+				before := s.state.Done
 				s.step(OnFence{Seq: f.Seq, Puts: puts})
+				if s.state.Done > before {
+					s.cfg.Events.Fence(s.state.Done)
+				}
 			}
 			s.mu.Unlock()
 			return

@@ -177,6 +177,16 @@ func (p pmiEvents) Phase(r job.Rank, ph pmi.Phase) {
 	p.s.log.Debug().Int("rank", int(r)).Str("phase", string(ph)).Msg("pmi")
 }
 
+// initFences is the number of fences in MPI_Init of MPICH 4.
+const initFences = 2
+
+// Fence implements pmi.Listener.
+func (p pmiEvents) Fence(seq int) {
+	if seq == initFences {
+		p.s.events.add(podapi.Event{Kind: evReady})
+	}
+}
+
 // Abort implements pmi.Listener.
 func (p pmiEvents) Abort(r job.Rank, code int, text string, err error) {
 	if err != nil {

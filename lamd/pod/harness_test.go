@@ -37,6 +37,7 @@ type harness struct {
 	lease  int64
 	pods   map[job.PodIndex]*testPod
 	broker *broker
+	epoch  job.Epoch // newest committed
 }
 
 // testPod is a running supervisor.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"strconv"
 
@@ -23,7 +24,12 @@ func Commands() []string { return []string{"pod", "podinit"} }
 // is pid 1 of a pod.
 func Main(ctx context.Context, args []string, stderr io.Writer) int {
 	log := zerolog.New(stderr).With().Timestamp().Int("pid", os.Getpid()).Logger()
-	err := dispatch(ctx, args, log)
+	// Whatever was inherited by accident must not reach the ranks: it would be
+	// part of every checkpoint.
+	err := unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC)
+	if err == nil {
+		err = dispatch(ctx, args, log)
+	}
 	if err == nil || errors.Is(err, context.Canceled) {
 		return 0
 	}
@@ -45,7 +51,6 @@ func dispatch(ctx context.Context, args []string, log zerolog.Logger) error {
 
 // inside is the second stage of `pod DIR`: the supervisor.
 func inside(ctx context.Context, args []string, log zerolog.Logger) error {
-	unix.CloseOnExec(readyFD)
 	ready := os.NewFile(readyFD, "ready")
 	uid, err := strconv.Atoi(args[0])
 	if err != nil {

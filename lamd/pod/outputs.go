@@ -23,9 +23,9 @@ type streamKey struct {
 	fd   int // 1 or 2
 }
 
-// stream is what one rank writes to one descriptor: a pipe that the supervisor
+// outStream is what one rank writes to one descriptor: a pipe that the supervisor
 // reads, and the file that keeps the bytes. Guarded by outputs.mu.
-type stream struct {
+type outStream struct {
 	key   streamKey
 	read  *os.File // non-blocking
 	raw   syscall.RawConn
@@ -49,7 +49,7 @@ type outputs struct {
 	dir string
 
 	mu      sync.Mutex // guards below
-	streams map[streamKey]*stream
+	streams map[streamKey]*outStream
 	changed chan struct{} // closed and replaced when anything changes
 	rewinds []rewind
 	gen     int // number of rewinds
@@ -59,7 +59,7 @@ func newOutputs(dir string, ranks []job.Rank) (*outputs, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("outputs: %w", err)
 	}
-	o := &outputs{dir: dir, streams: map[streamKey]*stream{}, changed: make(chan struct{})}
+	o := &outputs{dir: dir, streams: map[streamKey]*outStream{}, changed: make(chan struct{})}
 	for _, r := range ranks {
 		for fd := 1; fd <= 2; fd++ {
 			s, err := o.open(streamKey{r, fd})
@@ -73,7 +73,7 @@ func newOutputs(dir string, ranks []job.Rank) (*outputs, error) {
 	return o, nil
 }
 
-func (o *outputs) open(k streamKey) (*stream, error) {
+func (o *outputs) open(k streamKey) (*outStream, error) {
 	file, err := os.OpenFile(filepath.Join(o.dir, fmt.Sprintf("%d.%d", k.rank, k.fd)), os.O_CREATE|os.O_RDWR|os.O_TRUNC, 0o600)
 	if err != nil {
 		return nil, err
@@ -86,7 +86,7 @@ func (o *outputs) open(k streamKey) (*stream, error) {
 	if err != nil {
 		return nil, errors.Join(err, r.Close(), w.Close(), file.Close())
 	}
-	return &stream{key: k, read: r, raw: raw, write: w, file: file}, nil
+	return &outStream{key: k, read: r, raw: raw, write: w, file: file}, nil
 }
 
 // newPipe makes a pipe whose ends are non-blocking as asked; os.Pipe makes
@@ -139,7 +139,7 @@ func (o *outputs) notify() {
 
 // collect moves one stream from its pipe to its file. When the file cannot be
 // written the rank blocks in its pipe, which loses nothing.
-func (o *outputs) collect(s *stream) {
+func (o *outputs) collect(s *outStream) {
 	buf := make([]byte, 64<<10)
 	for {
 		var failed error
@@ -171,7 +171,7 @@ func (o *outputs) collect(s *stream) {
 // take moves one buffer from the pipe to the file. Precondition: mu is held.
 //
 // Expected errors: unix.EAGAIN when the pipe is empty.
-func (s *stream) take(buf []byte) (int, error) {
+func (s *outStream) take(buf []byte) (int, error) {
 	var n int
 	var err error
 	cerr := s.raw.Control(func(fd uintptr) {

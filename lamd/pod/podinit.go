@@ -40,7 +40,6 @@ func runInit(ctx context.Context, log zerolog.Logger) error {
 	if os.Getpid() != 1 {
 		return errors.New("podinit: not pid 1 of a pid namespace; it is started by `lamd pod`")
 	}
-	unix.CloseOnExec(initSock)
 	conf := os.NewFile(initConfFD, "conf")
 	var c initConf
 	if err := readMemoryFile(conf, &c); err != nil {

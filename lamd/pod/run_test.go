@@ -135,6 +135,7 @@ func TestCannotStart(t *testing.T) {
 			if !errors.As(err, &e) || e.Exit != exit {
 				t.Errorf("%s: %v, want exit %d", path, err, exit)
 			}
+			h.pods[0].kill()
 		}
 	})
 }

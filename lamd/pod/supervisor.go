@@ -24,7 +24,7 @@ import (
 // Kinds of events (podapi.Event.Kind).
 const (
 	evStarted     = "started"      // a rank runs
-	evReady       = "ready"        // every rank of the pod is inside MPI, or ended
+	evReady       = "ready"        // MPI_Init of the job is about to end
 	evExit        = "exit"         // a rank ended
 	evAbort       = "abort"        // MPI_Abort, or a rank that broke the PMI protocol
 	evLeaseFrozen = "lease-frozen" // the lease ran out; ranks are stopped
