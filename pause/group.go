@@ -31,10 +31,11 @@ type group struct {
 	ranks     []Rank
 	externals []External
 
-	mu    sync.Mutex // guards procs while ranks are worked on in parallel
-	procs map[int]*process
-
-	spare []byte // a buffer of a dropped snapshot, for the next one
+	mu     sync.Mutex // guards the fields below while ranks are worked on in parallel
+	procs  map[int]*process
+	spares []*buffer // for the next snapshot
+	inUse  int64     // bytes of all buffers
+	closed bool
 }
 
 func newGroup(cfg Config) *group {
@@ -194,4 +195,23 @@ func (g *group) close() {
 		_ = p.tracer.Close() // always nil
 	}
 	clear(g.procs)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, b := range g.spares {
+		b.release()
+	}
+	g.spares, g.closed = nil, true
+}
+
+// innerPIDs maps the pids that the ranks see to ours.
+func (g *group) innerPIDs() (map[int]int, error) {
+	out := map[int]int{}
+	for _, r := range g.ranks {
+		st, err := proc.ReadStatus(r.PID)
+		if err != nil {
+			return nil, fmt.Errorf("rank %d: %w", r.Rank, err)
+		}
+		out[st.Inner()] = r.PID
+	}
+	return out, nil
 }

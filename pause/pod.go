@@ -21,7 +21,10 @@ type Pod struct {
 	group     *group                // the processes
 	draft     *snapshot             // of state.Draft
 	committed *snapshot             // of state.Committed
+	round     *round                // of the stall under way
+	back      *stream.Restored      // the sockets, between Rollback and Release
 	reports   map[podapi.Op]*Report // last answer of each op
+	written   *podapi.Written       // answer of the last Write
 }
 
 // New returns a pod without ranks.
@@ -53,7 +56,7 @@ func (p *Pod) State() State {
 func (p *Pod) Prepare(ctx context.Context) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.group.prepare(ctx, p.committed)
+	return p.group.prepare(ctx)
 }
 
 // Preflight stops the ranks for a moment and reports every obstacle to a
@@ -64,7 +67,7 @@ func (p *Pod) Preflight(ctx context.Context) (*Report, error) {
 	if p.state.Phase != Running {
 		return nil, fmt.Errorf("pause: preflight in phase %s: %w", p.state.Phase, ErrOrder)
 	}
-	return p.group.preflight(ctx)
+	return p.preflight(ctx)
 }
 
 // Freeze begins a checkpoint: every rank is stopped. Report.Marks has the TCP

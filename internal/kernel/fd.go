@@ -60,3 +60,21 @@ func (s *Sys) WriteForce(mem *os.File, pid int, addr uint64, buf []byte) error {
 		return nil
 	})
 }
+
+// ReadForce is the inverse of WriteForce: it fills buf, also from pages
+// without PROT_READ.
+func (s *Sys) ReadForce(mem *os.File, pid int, addr uint64, buf []byte) error {
+	return s.do("pread /proc/pid/mem", pid, func() error {
+		for len(buf) > 0 {
+			n, err := unix.Pread(int(mem.Fd()), buf, int64(addr))
+			if err != nil {
+				return err
+			}
+			if n == 0 {
+				return unix.EIO
+			}
+			buf, addr = buf[n:], addr+uint64(n)
+		}
+		return nil
+	})
+}

@@ -131,14 +131,32 @@ func (f *Frozen) WriteMemV(local [][]byte, remote []kernel.Range) error {
 
 // WriteForce stores buf at addr also where the process may not write.
 func (f *Frozen) WriteForce(addr uint64, buf []byte) error {
-	if f.mem == nil {
-		m, err := os.OpenFile("/proc/"+strconv.Itoa(f.PID)+"/mem", os.O_RDWR, 0)
-		if err != nil {
-			return errorf(f.PID, "%w", err)
-		}
-		f.mem = m
+	if err := f.OpenMem(); err != nil {
+		return err
 	}
 	return f.sys.WriteForce(f.mem, f.PID, addr, buf)
+}
+
+// ReadForce fills buf from addr also where the process may not read.
+func (f *Frozen) ReadForce(addr uint64, buf []byte) error {
+	if err := f.OpenMem(); err != nil {
+		return err
+	}
+	return f.sys.ReadForce(f.mem, f.PID, addr, buf)
+}
+
+// OpenMem opens /proc/PID/mem ahead of ReadForce and WriteForce, which may then
+// be called from several goroutines.
+func (f *Frozen) OpenMem() error {
+	if f.mem != nil {
+		return nil
+	}
+	m, err := os.OpenFile("/proc/"+strconv.Itoa(f.PID)+"/mem", os.O_RDWR, 0)
+	if err != nil {
+		return errorf(f.PID, "%w", err)
+	}
+	f.mem = m
+	return nil
 }
 
 // Maps reads the mappings of the process without the stub.

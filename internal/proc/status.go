@@ -29,6 +29,8 @@ type Status struct {
 	CapEff     uint64
 	NoNewPrivs bool
 	Seccomp    int
+	RSSAnon    int64 // bytes of anonymous memory that are present
+	Swap       int64 // bytes that are swapped out
 }
 
 // Inner returns the innermost pid: the one the process itself sees.
@@ -109,10 +111,20 @@ func (s *Status) set(key, value string) (err error) {
 		s.CapEff, err = strconv.ParseUint(value, 16, 64)
 	case "NoNewPrivs":
 		s.NoNewPrivs = value == "1"
+	case "RssAnon":
+		s.RSSAnon, err = kiloBytes(value)
+	case "VmSwap":
+		s.Swap, err = kiloBytes(value)
 	case "Seccomp":
 		s.Seccomp, err = strconv.Atoi(value)
 	}
 	return err
+}
+
+// kiloBytes parses "123 kB".
+func kiloBytes(value string) (int64, error) {
+	n, err := strconv.ParseInt(strings.TrimSuffix(value, " kB"), 10, 54)
+	return n << 10, err
 }
 
 func numbers(value string) ([]int, error) {

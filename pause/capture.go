@@ -1,0 +1,343 @@
+package pause
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/lampause/lampause/image"
+	"github.com/lampause/lampause/internal/kernel"
+	"github.com/lampause/lampause/internal/proc"
+	"github.com/lampause/lampause/job"
+)
+
+// captured is the state of one process at an epoch.
+type captured struct {
+	pid   int // ours
+	rank  job.Rank
+	image image.Process
+	pages pages
+	// forced are parts of private mappings that the process may not read.
+	forced []kernel.Range
+}
+
+// obstacles collects reasons why a process cannot be captured.
+type obstacles struct {
+	list  []string
+	retry bool // all of them may pass
+}
+
+func (o *obstacles) add(p *process, format string, a ...any) {
+	o.list = append(o.list, fmt.Sprintf("rank %d pid %d: ", p.rank, p.pid)+fmt.Sprintf(format, a...))
+	o.retry = false
+}
+
+// err returns the refusal, or nil without obstacles.
+func (o *obstacles) err() error {
+	if len(o.list) == 0 {
+		return nil
+	}
+	slices.Sort(o.list)
+	return &Refusal{Obstacles: o.list, Retry: o.retry}
+}
+
+// captureMaps describes the mappings of p and says which ranges are private
+// memory. It finds mappings that cannot be captured.
+func captureMaps(p *process, c *captured, obs *obstacles) (private []kernel.Range, err error) {
+	maps, err := p.frozen.SMaps()
+	if err != nil {
+		return nil, err
+	}
+	c.image.Maps, c.forced = make([]image.Mapping, 0, len(maps)), nil
+	for i := range maps {
+		m := &maps[i]
+		v, why := describeMap(m)
+		if why != "" {
+			obs.add(p, "mapping %x-%x %s: %s", m.Start, m.End, m.Path, why)
+			continue
+		}
+		c.image.Maps = append(c.image.Maps, v)
+		if isPrivate(&v) {
+			private = append(private, m.Range)
+			if m.Prot&unix.PROT_READ == 0 {
+				c.forced = append(c.forced, m.Range)
+			}
+		}
+	}
+	return private, nil
+}
+
+// isPrivate reports whether the pages of v are the process' own.
+func isPrivate(v *image.Mapping) bool {
+	switch v.Kind {
+	case image.MapAnon, image.MapPrivate, image.MapHeap, image.MapStack:
+		return true
+	}
+	return false
+}
+
+// describeMap turns a line of smaps into its image, or says why it cannot.
+func describeMap(m *proc.Map) (v image.Mapping, why string) {
+	v = image.Mapping{Start: m.Start, End: m.End, Prot: m.Prot, Shared: m.Shared, Offset: m.Offset}
+	for _, f := range m.Flags {
+		switch f {
+		case "gd":
+			v.Grows = true
+		case "hg", "nh", "dd", "wf", "dc", "lo":
+			v.Advice = append(v.Advice, f)
+		}
+	}
+	file := &image.MappedFile{Path: m.Path, Dev: m.Dev, Ino: m.Ino}
+	switch {
+	case m.Path == "[vdso]":
+		v.Kind = image.MapVDSO
+	case m.Path == "[vvar]", m.Path == "[vvar_vclock]":
+		v.Kind = image.MapVVAR
+	case m.Path == "[vsyscall]":
+		v.Kind = image.MapVsyscall
+	case m.HasFlag("ht"):
+		return v, "pages of hugetlbfs are not supported"
+	case m.HasFlag("io") || m.HasFlag("pf"):
+		return v, "device memory is not supported"
+	case m.HasFlag("um") || m.HasFlag("ui"):
+		return v, "memory under userfaultfd is not supported"
+	case m.Shared:
+		return describeShared(m, v, file)
+	case m.Path == "[heap]":
+		v.Kind, v.Offset = image.MapHeap, 0
+	case m.Path == "[stack]":
+		v.Kind, v.Offset = image.MapStack, 0
+	case m.Path == "" || strings.HasPrefix(m.Path, "[anon"):
+		v.Kind, v.Offset = image.MapAnon, 0
+	case strings.HasPrefix(m.Path, "["):
+		return v, "this kind of mapping is not supported"
+	case m.Gone:
+		return v, "private mapping of a deleted file is not supported"
+	default:
+		v.Kind, v.File = image.MapPrivate, file
+	}
+	return v, ""
+}
+
+// describeShared tells shared mappings apart. Objects get their number later.
+func describeShared(m *proc.Map, v image.Mapping, file *image.MappedFile) (image.Mapping, string) {
+	switch {
+	case strings.HasPrefix(m.Path, "/SYSV"):
+		return v, "System V shared memory is not supported"
+	case strings.HasPrefix(m.Path, "[anon_shmem:") || m.Gone:
+		v.Kind, v.File = image.MapObject, file
+	default:
+		v.Kind, v.File = image.MapSharedFile, file
+	}
+	return v, ""
+}
+
+// captureProcess describes everything of p except memory, mappings and
+// descriptors. The program is made to answer questions that nobody else can.
+func captureProcess(ctx context.Context, p *process, c *captured) error {
+	f := p.frozen
+	st, err := proc.ReadStatus(p.pid)
+	if err != nil {
+		return err
+	}
+	stat, err := proc.ReadStat(p.pid)
+	if err != nil {
+		return err
+	}
+	im := &c.image
+	im.PID, im.PGID, im.SID = st.Inner(), last(st.NSPgid), last(st.NSSid)
+	im.Umask, im.Comm, im.Nice = st.Umask, stat.Comm, stat.Nice
+	im.Seccomp, im.NoNewPriv = st.Seccomp, st.NoNewPrivs
+	dir := "/proc/" + strconv.Itoa(p.pid)
+	exe, err := os.Readlink(dir + "/exe")
+	if err != nil {
+		return fmt.Errorf("exe: %w", err)
+	}
+	im.Exe.Path = exe
+	if im.Cwd, err = os.Readlink(dir + "/cwd"); err != nil {
+		return fmt.Errorf("cwd: %w", err)
+	}
+	auxv, err := os.ReadFile(filepath.Join(dir, "auxv"))
+	if err != nil {
+		return fmt.Errorf("auxv: %w", err)
+	}
+	im.MM = image.MM{
+		StartCode: stat.StartCode, EndCode: stat.EndCode, StartData: stat.StartData, EndData: stat.EndData,
+		StartBrk: stat.StartBrk, StartStack: stat.StartStack, ArgStart: stat.ArgStart, ArgEnd: stat.ArgEnd,
+		EnvStart: stat.EnvStart, EnvEnd: stat.EnvEnd, Auxv: auxv,
+	}
+	if im.Rlimits, err = rlimits(p.pid); err != nil {
+		return err
+	}
+	if im.Pending, err = f.Pending(f.Leader(), true); err != nil {
+		return err
+	}
+	return captureThreads(ctx, p, im)
+}
+
+func last(ids []int) int {
+	if len(ids) == 0 {
+		return 0
+	}
+	return ids[len(ids)-1]
+}
+
+// rlimits reads all resource limits of pid.
+func rlimits(pid int) ([]image.Rlimit, error) {
+	const resources = 16 // RLIM_NLIMITS
+	out := make([]image.Rlimit, resources)
+	for i := range out {
+		var lim unix.Rlimit
+		if err := unix.Prlimit(pid, i, nil, &lim); err != nil {
+			return nil, fmt.Errorf("prlimit %d: %w", i, err)
+		}
+		out[i] = image.Rlimit{Resource: i, Cur: lim.Cur, Max: lim.Max}
+	}
+	return out, nil
+}
+
+// captureThreads describes the threads, and with the leader's batch what
+// belongs to the whole process.
+func captureThreads(ctx context.Context, p *process, im *image.Process) error {
+	f := p.frozen
+	return f.Tracer().Do(func() error {
+		for _, th := range f.Threads {
+			t, err := captureThread(ctx, f, th)
+			if err != nil {
+				return fmt.Errorf("thread %d: %w", th.TID, err)
+			}
+			im.Threads = append(im.Threads, t)
+		}
+		return captureShared(ctx, p, im)
+	})
+}
+
+// captureThread describes one thread.
+func captureThread(ctx context.Context, f *proc.Frozen, th *proc.Thread) (t image.Thread, err error) {
+	st, err := proc.ReadStatus(th.TID)
+	if err != nil {
+		return t, err
+	}
+	stat, err := proc.ReadStat(th.TID)
+	if err != nil {
+		return t, err
+	}
+	sys := f.Tracer().Sys()
+	if t.Policy, t.Priority, err = sys.SchedParam(th.TID); err != nil {
+		return t, err
+	}
+	if t.Affinity, err = sys.Affinity(th.TID); err != nil {
+		return t, err
+	}
+	if t.RobustHead, t.RobustLen, err = sys.GetRobustList(th.TID); err != nil {
+		return t, err
+	}
+	rs, err := f.Rseq(th)
+	if err != nil {
+		return t, err
+	}
+	t.RseqAddr, t.RseqLen, t.RseqSig = rs.Addr, rs.Len, rs.Sig
+	if t.XState, err = f.XState(th); err != nil {
+		return t, err
+	}
+	if t.Pending, err = f.Pending(th, false); err != nil {
+		return t, err
+	}
+	if th.Signal != 0 {
+		t.Pending = append([][]byte{th.SigInfo}, t.Pending...)
+	}
+	b := f.Batch(th)
+	altstack, ctid, death := b.Alloc(24), b.Alloc(8), b.Alloc(8)
+	b.Call(unix.SYS_SIGALTSTACK, 0, altstack)
+	b.Call(unix.SYS_PRCTL, unix.PR_GET_TID_ADDRESS, ctid)
+	b.Call(unix.SYS_PRCTL, unix.PR_GET_PDEATHSIG, death)
+	if err := b.Run(ctx); err != nil {
+		return t, err
+	}
+	raw, err := b.Read(altstack, 48)
+	if err != nil {
+		return t, err
+	}
+	le := binary.LittleEndian
+	t.AltStack = image.AltStack{SP: le.Uint64(raw), Flags: int32(le.Uint32(raw[8:])), Size: le.Uint64(raw[16:])}
+	t.ClearTID, t.PDeathSig = le.Uint64(raw[32:]), 0
+	if raw, err = b.Read(death, 4); err != nil {
+		return t, err
+	}
+	t.PDeathSig = int(le.Uint32(raw))
+	// After the injection: it may have moved the thread out of a restartable
+	// sequence.
+	regs := proc.Normalise(th.Regs)
+	t.TID, t.Comm, t.Nice = st.Inner(), stat.Comm, stat.Nice
+	t.Regs, t.SigMask = kernel.Words(&regs), th.SigMask
+	return t, nil
+}
+
+// captureShared asks for handlers, timers, brk and flags of the process.
+func captureShared(ctx context.Context, p *process, im *image.Process) error {
+	f := p.frozen
+	timers, err := readTimers(p.pid)
+	if err != nil {
+		return err
+	}
+	b := f.Batch(f.Leader())
+	actions := b.Alloc(32 * 64)
+	itimers := b.Alloc(32 * 3)
+	ptimers := b.Alloc(32 * len(timers))
+	brk := b.Call(unix.SYS_BRK, 0)
+	dumpable := b.Call(unix.SYS_PRCTL, unix.PR_GET_DUMPABLE)
+	for sig := range uint64(64) {
+		b.Call(unix.SYS_RT_SIGACTION, sig+1, 0, actions+32*sig, 8)
+	}
+	for i := range uint64(3) {
+		b.Call(unix.SYS_GETITIMER, i, itimers+32*i)
+	}
+	overruns := make([]*proc.Call, len(timers))
+	for i := range timers {
+		b.Call(unix.SYS_TIMER_GETTIME, uint64(timers[i].ID), ptimers+32*uint64(i))
+		overruns[i] = b.Call(unix.SYS_TIMER_GETOVERRUN, uint64(timers[i].ID))
+	}
+	if err := b.Run(ctx); err != nil {
+		return err
+	}
+	raw, err := b.Read(actions, int(ptimers-actions)+32*len(timers))
+	if err != nil {
+		return err
+	}
+	im.MM.Brk, im.Dumpable = uint64(brk.Ret), int(dumpable.Ret)
+	w := words(raw)
+	im.Actions = make([]image.SigAction, 64)
+	for i := range im.Actions {
+		a := w[4*i:]
+		im.Actions[i] = image.SigAction{Handler: a[0], Flags: a[1], Restorer: a[2], Mask: a[3]}
+	}
+	w = w[(itimers-actions)/8:]
+	for i := range im.ITimers {
+		t := w[4*i:]
+		im.ITimers[i] = image.ITimer{IntervalUS: int64(t[0]*1e6 + t[1]), ValueUS: int64(t[2]*1e6 + t[3])}
+	}
+	w = words(raw[ptimers-actions:])
+	for i := range timers {
+		t := w[4*i:]
+		timers[i].IntervalNS, timers[i].ValueNS = int64(t[0]*1e9+t[1]), int64(t[2]*1e9+t[3])
+		timers[i].Overrun = int(overruns[i].Ret)
+	}
+	im.PTimers = timers
+	return nil
+}
+
+// words reads little-endian 64-bit words.
+func words(raw []byte) []uint64 {
+	w := make([]uint64, len(raw)/8)
+	for i := range w {
+		w[i] = binary.LittleEndian.Uint64(raw[8*i:])
+	}
+	return w
+}

@@ -1,0 +1,271 @@
+package pause
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"github.com/lampause/lampause/image"
+	"github.com/lampause/lampause/internal/podapi"
+	"github.com/lampause/lampause/internal/stream"
+	"github.com/lampause/lampause/job"
+)
+
+const (
+	opFreezeCheckpoint = podapi.OpFreeze
+	opResume           = podapi.OpResume
+
+	clockMonotonic = unix.CLOCK_MONOTONIC
+	clockBoottime  = unix.CLOCK_BOOTTIME
+)
+
+func clockNS(id int32) int64 {
+	var ts unix.Timespec
+	_ = unix.ClockGettime(id, &ts) // these clocks always exist
+	return ts.Nano()
+}
+
+// snapshot is the state of all processes of a pod at an epoch.
+type snapshot struct {
+	epoch  job.Epoch
+	procs  []*captured
+	descs  []image.Description
+	record *stream.Record // nil without TCP
+	clock  image.Clock
+	whole  bool // everything was captured
+	reader *image.Reader
+
+	copies  *errgroup.Group
+	copyCtx context.Context
+	cancel  context.CancelFunc
+
+	mu      sync.Mutex // guards users and dropped
+	users   int        // Writes under way
+	dropped func()     // frees the memory when the last user ends
+}
+
+func newSnapshot(epoch job.Epoch) *snapshot { return &snapshot{epoch: epoch} }
+
+// startCopies prepares the group of memory copies. They outlive the step that
+// starts them, not its values.
+func (s *snapshot) startCopies(ctx context.Context) {
+	var cctx context.Context
+	cctx, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	s.copies, s.copyCtx = errgroup.WithContext(cctx)
+}
+
+// waitCopies waits for the memory copies, once.
+func (s *snapshot) waitCopies() error {
+	if s.copies == nil {
+		return nil
+	}
+	err := s.copies.Wait()
+	s.copies = nil
+	s.cancel()
+	if err != nil {
+		return fmt.Errorf("copy memory: %w", err)
+	}
+	return nil
+}
+
+// release gives the buffers to the next snapshot, at once or when a Write that
+// still reads them ends.
+func (s *snapshot) release(g *group) {
+	if s.copies != nil {
+		s.cancel()
+		_ = s.waitCopies() // what is dropped need not be whole
+	}
+	free := func() {
+		for _, c := range s.procs {
+			if c.pages == nil {
+				continue
+			}
+			if m, ok := c.pages.(*memory); ok {
+				g.giveBuffer(m.buf)
+				continue
+			}
+			c.pages.free()
+		}
+		if s.reader != nil {
+			_ = s.reader.Close() // read only
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.users > 0 {
+		s.dropped = free
+		return
+	}
+	free()
+}
+
+// use keeps the memory until the returned function is called.
+func (s *snapshot) use() func() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.users++
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.users--
+		if s.users == 0 && s.dropped != nil {
+			s.dropped()
+			s.dropped = nil
+		}
+	}
+}
+
+// describe turns the inventory of descriptors into the vocabulary of images.
+func (s *snapshot) describe(g *group, t *fileTable) {
+	s.descs = make([]image.Description, len(t.descs))
+	for i, d := range t.descs {
+		s.descs[i] = d.Description
+	}
+	inner := map[int]int{}
+	for _, c := range s.procs {
+		inner[c.pid] = c.image.PID
+	}
+	for _, c := range s.procs {
+		if q := g.procs[c.pid]; q != nil {
+			c.image.PPID = inner[q.parent]
+		}
+		c.image.FDs = nil
+		for _, o := range t.files {
+			if o.p.pid == c.pid {
+				c.image.FDs = append(c.image.FDs, image.FD{
+					Num: o.num, CloExec: o.info.Flags&unix.O_CLOEXEC != 0, Desc: o.desc,
+				})
+			}
+		}
+		for i := range c.image.PTimers {
+			c.image.PTimers[i].TID = innerTID(g.procs[c.pid], c, c.image.PTimers[i].TID)
+		}
+	}
+	for i := range s.descs {
+		if s.descs[i].Kind == image.FDTCP {
+			s.descs[i].TCP = &image.TCPEnd{Cookie: cookieOf(t.descs[i].id.name)}
+		}
+	}
+}
+
+// innerTID translates a thread id of ours to the process' own.
+func innerTID(q *process, c *captured, tid int) int {
+	if q == nil || q.frozen == nil || tid == 0 {
+		return tid
+	}
+	for i, th := range q.frozen.Threads {
+		if th.TID == tid && i < len(c.image.Threads) {
+			return c.image.Threads[i].TID
+		}
+	}
+	return tid
+}
+
+func cookieOf(name string) uint64 {
+	var n uint64
+	_, _ = fmt.Sscanf(name, "%d", &n) // written by identifySocket
+	return n
+}
+
+// describeStreams fills the TCP ends in, once they are trimmed.
+func (s *snapshot) describeStreams() {
+	byCookie := map[uint64]stream.End{}
+	for _, e := range s.record.Ends {
+		byCookie[e.TCP.Cookie] = e
+	}
+	for i := range s.descs {
+		d := &s.descs[i]
+		if d.TCP == nil {
+			continue
+		}
+		if e, ok := byCookie[d.TCP.Cookie]; ok {
+			*d = e.Description()
+		}
+	}
+}
+
+// manifest returns the image's manifest, without what Writer.Commit sets.
+func (s *snapshot) manifest(cfg Config, x Extra) (*image.Manifest, error) {
+	host, err := image.LocalHost()
+	if err != nil {
+		return nil, err
+	}
+	m := &image.Manifest{
+		Node: cfg.Node, Ranks: map[job.Rank]int{}, Descriptions: slices.Clone(s.descs),
+		Stdio: x.Stdio, PMI: x.PMI, Host: host, Clock: s.clock,
+	}
+	for _, c := range s.procs {
+		im := c.image
+		if im.Exe, im.Maps, err = identifyFiles(c); err != nil {
+			return nil, fmt.Errorf("rank %d: %w", c.rank, err)
+		}
+		m.Processes = append(m.Processes, im)
+		if im.PPID == 0 {
+			m.Ranks[c.rank] = im.PID
+		}
+	}
+	return m, nil
+}
+
+// adopted builds the snapshot of a pod that was rebuilt from r.
+func adopted(g *group, r *image.Reader, rec *stream.Record) (*snapshot, error) {
+	m := r.Manifest()
+	s := &snapshot{epoch: m.Epoch, descs: slices.Clone(m.Descriptions), record: rec, clock: m.Clock, whole: true, reader: r}
+	pids, err := g.innerPIDs()
+	if err != nil {
+		return nil, err
+	}
+	for i := range m.Processes {
+		im := m.Processes[i]
+		c := &captured{image: im, pid: pids[im.PID], rank: rankOf(m, im.PID)}
+		if c.pid == 0 {
+			return nil, fmt.Errorf("adopt: process %d of the image is not a rank: %w", im.PID, ErrOrder)
+		}
+		pr, err := r.Process(im.PID)
+		if err != nil {
+			return nil, err
+		}
+		c.pages = newStored(pr)
+		s.procs = append(s.procs, c)
+	}
+	s.adoptStreams()
+	return s, nil
+}
+
+// adoptStreams gives the descriptions the identities that the connections have
+// now: rec's ends come in the order of the descriptions.
+func (s *snapshot) adoptStreams() {
+	if s.record == nil {
+		return
+	}
+	k := 0
+	for i := range s.descs {
+		if s.descs[i].TCP == nil || k >= len(s.record.Ends) {
+			continue
+		}
+		s.descs[i].TCP = s.record.Ends[k].TCP
+		k++
+	}
+}
+
+// rankOf returns the rank whose first process is pid, or that of the process'
+// ancestor.
+func rankOf(m *image.Manifest, pid int) job.Rank {
+	for pid != 0 {
+		for rank, first := range m.Ranks {
+			if first == pid {
+				return rank
+			}
+		}
+		im := m.Process(pid)
+		if im == nil {
+			break
+		}
+		pid = im.PPID
+	}
+	return -1
+}

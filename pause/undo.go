@@ -1,0 +1,516 @@
+package pause
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"github.com/lampause/lampause/image"
+	"github.com/lampause/lampause/internal/kernel"
+	"github.com/lampause/lampause/internal/proc"
+)
+
+// undo is the rollback of one process.
+type undo struct {
+	p       *process
+	c       *captured
+	snap    *snapshot
+	workers int
+	times   map[string]float64
+	bytes   int64
+
+	filling *errgroup.Group // memory that is being written
+}
+
+// layout puts threads, signals, mappings and memory back; memory is still
+// being written when it returns.
+func (u *undo) layout(ctx context.Context) error {
+	f := u.p.frozen
+	ranges := make([]kernel.Range, len(u.c.image.Maps))
+	for i, v := range u.c.image.Maps {
+		ranges[i] = kernel.Range{Start: v.Start, End: v.End}
+	}
+	f.Avoid(ranges)
+	begin := time.Now()
+	err := f.Tracer().Do(func() error {
+		if err := u.endThreads(ctx); err != nil {
+			return fmt.Errorf("end threads: %w", err)
+		}
+		if err := u.flushSignals(ctx); err != nil {
+			return fmt.Errorf("flush signals: %w", err)
+		}
+		if err := u.mappings(ctx); err != nil {
+			return fmt.Errorf("mappings: %w", err)
+		}
+		return nil
+	})
+	u.times["mappings"] = ms(time.Since(begin))
+	if err != nil {
+		return err
+	}
+	return u.memory(ctx)
+}
+
+// innerTIDs maps the live threads by the ids they see themselves.
+func (u *undo) innerTIDs() (map[int]*proc.Thread, error) {
+	out := map[int]*proc.Thread{}
+	for _, th := range u.p.frozen.Threads {
+		st, err := proc.ReadStatus(th.TID)
+		if err != nil {
+			return nil, err
+		}
+		out[st.Inner()] = th
+	}
+	return out, nil
+}
+
+// endThreads ends the threads that were born since.
+func (u *undo) endThreads(ctx context.Context) error {
+	live, err := u.innerTIDs()
+	if err != nil {
+		return err
+	}
+	for _, t := range u.c.image.Threads {
+		delete(live, t.TID)
+	}
+	for _, th := range live {
+		if err := u.p.frozen.ExitThread(ctx, th); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// flushSignals takes all queued signals off.
+func (u *undo) flushSignals(ctx context.Context) error {
+	f := u.p.frozen
+	for i, th := range f.Threads {
+		f.DropSignal(th)
+		list, err := f.Pending(th, false)
+		if err != nil {
+			return err
+		}
+		n := len(list)
+		if i == 0 {
+			if list, err = f.Pending(th, true); err != nil {
+				return err
+			}
+			n += len(list)
+		}
+		if n == 0 {
+			continue
+		}
+		b := f.Batch(th)
+		all, zero := b.Words(^uint64(0)), b.Words(0, 0)
+		for range n {
+			b.Call(unix.SYS_RT_SIGTIMEDWAIT, all, 0, zero, 8)
+		}
+		if err := b.RunAll(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// mappings puts brk and the mappings back to what they were.
+func (u *undo) mappings(ctx context.Context) error {
+	f := u.p.frozen
+	b := f.Batch(f.Leader())
+	brk := b.Call(unix.SYS_BRK, u.c.image.MM.Brk)
+	if err := b.Run(ctx); err != nil {
+		return err
+	}
+	if uint64(brk.Ret) != u.c.image.MM.Brk {
+		return fmt.Errorf("brk is %x, want %x", brk.Ret, u.c.image.MM.Brk)
+	}
+	live, err := f.Maps()
+	if err != nil {
+		return err
+	}
+	steps, err := diffMaps(u.c.image.Maps, live)
+	if err != nil {
+		return err
+	}
+	for _, s := range steps {
+		if err := u.remap(ctx, s); err != nil {
+			return fmt.Errorf("%s %x-%x: %w", s.op, s.Start, s.End, err)
+		}
+	}
+	return nil
+}
+
+// mapOp is what must be done with a range of addresses.
+type mapOp string
+
+const (
+	opUnmap   mapOp = "munmap"
+	opProtect mapOp = "mprotect"
+	opMap     mapOp = "mmap"
+)
+
+// mapStep is one change of the mappings.
+type mapStep struct {
+	kernel.Range
+	op mapOp
+	to *image.Mapping // opProtect, opMap
+}
+
+// diffMaps returns the changes that turn the live mappings into the saved
+// ones. It is pure. Both lists ascend.
+//
+// Expected errors: one that names a mapping of the kernel's own that moved.
+func diffMaps(saved []image.Mapping, live []proc.Map) ([]mapStep, error) {
+	var edges []uint64
+	for _, v := range saved {
+		edges = append(edges, v.Start, v.End)
+	}
+	for _, m := range live {
+		edges = append(edges, m.Start, m.End)
+	}
+	slices.Sort(edges)
+	edges = slices.Compact(edges)
+	var steps []mapStep
+	i, j := 0, 0
+	for k := 0; k+1 < len(edges); k++ {
+		r := kernel.Range{Start: edges[k], End: edges[k+1]}
+		for i < len(saved) && saved[i].End <= r.Start {
+			i++
+		}
+		for j < len(live) && live[j].End <= r.Start {
+			j++
+		}
+		var s *image.Mapping
+		var l *proc.Map
+		if i < len(saved) && saved[i].Start <= r.Start {
+			s = &saved[i]
+		}
+		if j < len(live) && live[j].Start <= r.Start {
+			l = &live[j]
+		}
+		step, err := diffRange(r, s, l)
+		if err != nil {
+			return nil, err
+		}
+		if step.op == "" {
+			continue
+		}
+		if n := len(steps) - 1; n >= 0 && steps[n].End == r.Start && steps[n].op == step.op && steps[n].to == step.to {
+			steps[n].End = r.End
+			continue
+		}
+		steps = append(steps, step)
+	}
+	return steps, nil
+}
+
+// diffRange compares one range that no mapping begins or ends within.
+func diffRange(r kernel.Range, s *image.Mapping, l *proc.Map) (mapStep, error) {
+	special := l != nil && l.Special() || s != nil && (s.Kind == image.MapVDSO || s.Kind == image.MapVVAR || s.Kind == image.MapVsyscall)
+	switch {
+	case special:
+		if s == nil || l == nil || !l.Special() {
+			return mapStep{}, fmt.Errorf("mapping %x-%x of the kernel moved", r.Start, r.End)
+		}
+		return mapStep{}, nil
+	case s == nil && l == nil:
+		return mapStep{}, nil
+	case s == nil:
+		return mapStep{Range: r, op: opUnmap}, nil
+	case l == nil || !sameMapping(s, l):
+		return mapStep{Range: r, op: opMap, to: s}, nil
+	case s.Prot != l.Prot:
+		return mapStep{Range: r, op: opProtect, to: s}, nil
+	}
+	return mapStep{}, nil
+}
+
+// sameMapping reports whether l maps what s did, protection aside.
+func sameMapping(s *image.Mapping, l *proc.Map) bool {
+	now, why := describeMap(l)
+	if why != "" || s.Shared != l.Shared {
+		return false
+	}
+	if s.File == nil || l.Ino == 0 {
+		return s.File == nil && l.Ino == 0
+	}
+	return now.File != nil && s.File.Ino == now.File.Ino && s.File.Path == now.File.Path &&
+		s.Offset-s.Start == l.Offset-l.Start
+}
+
+// remap carries one step out.
+func (u *undo) remap(ctx context.Context, s mapStep) error {
+	f := u.p.frozen
+	b := f.Batch(f.Leader())
+	switch s.op {
+	case opUnmap:
+		b.Call(unix.SYS_MUNMAP, s.Start, s.Len())
+		return b.Run(ctx)
+	case opProtect:
+		b.Call(unix.SYS_MPROTECT, s.Start, s.Len(), uint64(s.to.Prot))
+		return b.Run(ctx)
+	}
+	flags := uint64(unix.MAP_FIXED)
+	if s.to.Kind == image.MapObject {
+		return errors.New("shared memory was unmapped since the epoch")
+	}
+	if s.to.File == nil {
+		flags |= unix.MAP_PRIVATE | unix.MAP_ANONYMOUS | unix.MAP_NORESERVE
+		if s.to.Grows {
+			flags |= unix.MAP_GROWSDOWN
+		}
+		b.Call(unix.SYS_MMAP, s.Start, s.Len(), uint64(s.to.Prot), flags, ^uint64(0), 0)
+		adviseMapping(b, s)
+		return b.Run(ctx)
+	}
+	return u.remapFile(ctx, s, flags)
+}
+
+// remapFile maps a file again that was unmapped since.
+func (u *undo) remapFile(ctx context.Context, s mapStep, flags uint64) error {
+	f := u.p.frozen
+	var st unix.Stat_t
+	if err := unix.Stat("/proc/"+strconv.Itoa(u.p.pid)+"/root"+s.to.File.Path, &st); err != nil {
+		return fmt.Errorf("%s: %w", s.to.File.Path, err)
+	}
+	if st.Ino != s.to.File.Ino {
+		return fmt.Errorf("%s was replaced since the epoch", s.to.File.Path)
+	}
+	mode := uint64(unix.O_RDONLY | unix.O_CLOEXEC)
+	if s.to.Shared {
+		flags |= unix.MAP_SHARED
+		if s.to.Prot&unix.PROT_WRITE != 0 {
+			mode = unix.O_RDWR | unix.O_CLOEXEC
+		}
+	} else {
+		flags |= unix.MAP_PRIVATE | unix.MAP_NORESERVE
+	}
+	b := f.Batch(f.Leader())
+	open := b.Call(unix.SYS_OPENAT, atFDCWD, b.String(s.to.File.Path), mode, 0)
+	if err := b.Run(ctx); err != nil {
+		return err
+	}
+	b.Call(unix.SYS_MMAP, s.Start, s.Len(), uint64(s.to.Prot), flags, uint64(open.Ret), s.to.Offset+s.Start-s.to.Start)
+	adviseMapping(b, s)
+	err := b.Run(ctx)
+	b.Call(unix.SYS_CLOSE, uint64(open.Ret))
+	return errors.Join(err, b.Run(ctx))
+}
+
+// atFDCWD is AT_FDCWD as a system call argument.
+const atFDCWD = ^uint64(99)
+
+// adviseMapping repeats the madvise(2) calls that smaps told of.
+func adviseMapping(b *proc.Batch, s mapStep) {
+	for _, a := range s.to.Advice {
+		code := map[string]uint64{
+			"hg": unix.MADV_HUGEPAGE, "nh": unix.MADV_NOHUGEPAGE, "dd": unix.MADV_DONTDUMP,
+			"wf": unix.MADV_WIPEONFORK, "dc": unix.MADV_DONTFORK,
+		}[a]
+		if code != 0 {
+			b.Call(unix.SYS_MADVISE, s.Start, s.Len(), code)
+		}
+	}
+}
+
+// memory drops pages that were not there and starts to write those that were.
+func (u *undo) memory(ctx context.Context) error {
+	f := u.p.frozen
+	var private []kernel.Range
+	for i := range u.c.image.Maps {
+		if v := &u.c.image.Maps[i]; isPrivate(v) {
+			private = append(private, kernel.Range{Start: v.Start, End: v.End})
+		}
+	}
+	begin := time.Now()
+	live, err := presentPages(f.Tracer().Sys(), u.p.pid, private)
+	if err != nil {
+		return err
+	}
+	extra := normalize(subtract(live, u.c.pages.ranges()))
+	if len(extra) > 0 {
+		b := f.Batch(f.Leader())
+		for _, r := range extra {
+			b.Call(unix.SYS_MADVISE, r.Start, r.Len(), unix.MADV_DONTNEED)
+		}
+		if err := b.Run(ctx); err != nil {
+			return fmt.Errorf("drop pages: %w", err)
+		}
+	}
+	u.times["scan"] = ms(time.Since(begin))
+	if err := f.OpenMem(); err != nil {
+		return err
+	}
+	u.filling = &errgroup.Group{}
+	u.filling.Go(func() error {
+		begin := time.Now()
+		err := u.c.pages.each(ctx, u.workers, u.fill)
+		u.times["pages"] = ms(time.Since(begin))
+		return err
+	})
+	u.bytes = u.c.pages.bytes()
+	return nil
+}
+
+// waitPages waits until memory is written.
+func (u *undo) waitPages() error {
+	if u.filling == nil {
+		return nil
+	}
+	err := u.filling.Wait()
+	u.filling = nil
+	if err != nil {
+		return fmt.Errorf("write memory: %w", err)
+	}
+	return nil
+}
+
+// fill writes kept pages back. What the process itself may not write is
+// compared first: it rarely changed.
+func (u *undo) fill(addr uint64, data []byte) error {
+	maps := u.c.image.Maps
+	i, _ := slices.BinarySearchFunc(maps, addr, func(v image.Mapping, a uint64) int {
+		if v.End <= a {
+			return -1
+		}
+		return 1
+	})
+	for ; len(data) > 0 && i < len(maps); i++ {
+		v := &maps[i]
+		if addr < v.Start {
+			return fmt.Errorf("page %x is in no mapping", addr)
+		}
+		n := min(uint64(len(data)), v.End-addr)
+		var err error
+		if v.Prot&unix.PROT_WRITE != 0 {
+			err = u.p.frozen.WriteMem(addr, data[:n])
+		} else {
+			err = u.fillForced(addr, data[:n])
+		}
+		if err != nil {
+			return err
+		}
+		addr, data = addr+n, data[n:]
+	}
+	return nil
+}
+
+func (u *undo) fillForced(addr uint64, data []byte) error {
+	have := make([]byte, pageSize)
+	for at := 0; at < len(data); at += pageSize {
+		page := data[at : at+pageSize]
+		if err := u.p.frozen.ReadForce(addr+uint64(at), have); err != nil {
+			return err
+		}
+		if bytes.Equal(have, page) {
+			continue
+		}
+		if err := u.p.frozen.WriteForce(addr+uint64(at), page); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// finish puts everything back that depends on memory or descriptors.
+func (u *undo) finish(ctx context.Context) error {
+	if err := u.waitPages(); err != nil {
+		return err
+	}
+	return u.p.frozen.Tracer().Do(func() error {
+		for _, s := range []struct {
+			what string
+			fn   func(context.Context) error
+		}{
+			{"signal handlers", u.handlers},
+			{"attributes", u.attributes},
+			{"threads", u.threads},
+			{"timers", u.timers},
+			{"pending signals", u.pending},
+		} {
+			if err := s.fn(ctx); err != nil {
+				return fmt.Errorf("%s: %w", s.what, err)
+			}
+		}
+		return nil
+	})
+}
+
+// handlers puts the signal handlers back.
+func (u *undo) handlers(ctx context.Context) error {
+	f := u.p.frozen
+	b := f.Batch(f.Leader())
+	for i, a := range u.c.image.Actions {
+		sig := unix.Signal(i + 1)
+		if sig == unix.SIGKILL || sig == unix.SIGSTOP {
+			continue
+		}
+		b.Call(unix.SYS_RT_SIGACTION, uint64(sig), b.Words(a.Handler, a.Flags, a.Restorer, a.Mask), 0, 8)
+	}
+	return b.Run(ctx)
+}
+
+// attributes puts back what processes rarely change.
+func (u *undo) attributes(ctx context.Context) error {
+	f, im := u.p.frozen, &u.c.image
+	st, err := proc.ReadStatus(u.p.pid)
+	if err != nil {
+		return err
+	}
+	cwd, err := os.Readlink("/proc/" + strconv.Itoa(u.p.pid) + "/cwd")
+	if err != nil {
+		return err
+	}
+	b := f.Batch(f.Leader())
+	if st.Umask != im.Umask {
+		b.Call(unix.SYS_UMASK, uint64(im.Umask))
+	}
+	if cwd != im.Cwd {
+		b.Call(unix.SYS_CHDIR, b.String(im.Cwd))
+	}
+	b.Call(unix.SYS_PRCTL, unix.PR_SET_DUMPABLE, uint64(min(im.Dumpable, 1)))
+	if err := b.Run(ctx); err != nil {
+		return err
+	}
+	for _, lim := range im.Rlimits {
+		want := unix.Rlimit{Cur: lim.Cur, Max: lim.Max}
+		var have unix.Rlimit
+		if err := unix.Prlimit(u.p.pid, lim.Resource, nil, &have); err != nil {
+			return fmt.Errorf("prlimit: %w", err)
+		}
+		if have != want {
+			if err := unix.Prlimit(u.p.pid, lim.Resource, &want, nil); err != nil {
+				return fmt.Errorf("prlimit %d: %w", lim.Resource, err)
+			}
+		}
+	}
+	return nil
+}
+
+// pending queues the signals again that were not handled at the epoch. All
+// signals are blocked while calls are injected, so none is delivered now.
+func (u *undo) pending(ctx context.Context) error {
+	f, im := u.p.frozen, &u.c.image
+	b := f.Batch(f.Leader())
+	pid := uint64(im.PID)
+	for _, info := range im.Pending {
+		b.Call(unix.SYS_RT_SIGQUEUEINFO, pid, signo(info), b.Bytes(info))
+	}
+	for _, t := range im.Threads {
+		for _, info := range t.Pending {
+			b.Call(unix.SYS_RT_TGSIGQUEUEINFO, pid, uint64(t.TID), signo(info), b.Bytes(info))
+		}
+	}
+	return b.Run(ctx)
+}
+
+// signo returns si_signo, the first word of siginfo_t.
+func signo(info []byte) uint64 { return uint64(binary.LittleEndian.Uint32(info)) }

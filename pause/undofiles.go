@@ -1,0 +1,522 @@
+package pause
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/lampause/lampause/image"
+	"github.com/lampause/lampause/internal/proc"
+	"github.com/lampause/lampause/internal/stream"
+)
+
+// filePlan says how the open file descriptions of an epoch come back: a live
+// description that is put back to its state, or a new one.
+type filePlan struct {
+	snap  *snapshot
+	live  *fileTable
+	back  *stream.Restored // nil without TCP
+	files string           // Config.Files
+	descs []planned        // of snap.descs
+}
+
+// planned is one description of the epoch.
+type planned struct {
+	want   *image.Description
+	live   *description // nil: made anew
+	fd     int          // our descriptor of it, -1 for none
+	holder holder       // a process that had it, for paths
+}
+
+// holder is a place where the epoch has a description.
+type holder struct {
+	c   *captured
+	num int
+}
+
+// planFiles matches the descriptions of the epoch that the processes of jobs
+// had with live ones.
+func planFiles(snap *snapshot, jobs []*undo, live *fileTable, back *stream.Restored, files string) *filePlan {
+	pl := &filePlan{snap: snap, live: live, back: back, files: files, descs: make([]planned, len(snap.descs))}
+	holders := make([][]holder, len(snap.descs))
+	for _, j := range jobs {
+		for _, fd := range j.c.image.FDs {
+			holders[fd.Desc-1] = append(holders[fd.Desc-1], holder{j.c, fd.Num})
+		}
+	}
+	used := map[*description]bool{}
+	for i := range pl.descs {
+		d := &pl.descs[i]
+		d.want, d.fd = &snap.descs[i], -1
+		for _, h := range holders[i] {
+			d.holder = h
+			o := live.find(h.c.pid, h.num)
+			if o == nil {
+				continue
+			}
+			l := live.descs[o.desc-1]
+			if !used[l] && sameDescription(d.want, l, live) {
+				d.live, used[l] = l, true
+				break
+			}
+		}
+	}
+	pl.splitPipes()
+	return pl
+}
+
+// sameDescription reports whether the live description l can become what want
+// was.
+func sameDescription(want *image.Description, l *description, t *fileTable) bool {
+	if want.Kind != l.Kind {
+		return false
+	}
+	o := l.holders[0]
+	switch want.Kind {
+	case image.FDExternal:
+		return want.External == l.External
+	case image.FDFile:
+		return want.File.Ino == o.stat.Ino && want.Flags&unix.O_ACCMODE == l.id.mode&unix.O_ACCMODE
+	case image.FDDevice, image.FDTTY:
+		return want.Path == o.link && want.Flags&unix.O_ACCMODE == l.id.mode
+	case image.FDPipe:
+		return want.Pipe.Write == (l.id.mode == unix.O_WRONLY)
+	case image.FDFifo:
+		return want.Path == o.link && want.Flags&unix.O_ACCMODE == l.id.mode
+	case image.FDEventfd:
+		return want.Event.Semaphore == o.info.EventSemaph
+	case image.FDTimerfd:
+		return want.Timer.Clock == o.info.TimerClock
+	case image.FDSignalfd:
+		return want.SigMask == o.info.SigMask
+	case image.FDEpoll:
+		for _, e := range o.info.Epoll {
+			// An entry of a descriptor that is closed could not be removed.
+			if target := t.find(o.p.pid, e.FD); target == nil || target.stat.Ino != e.Ino {
+				return false
+			}
+		}
+		return true
+	}
+	return false
+}
+
+// splitPipes gives up pipes whose live ends do not belong together.
+func (pl *filePlan) splitPipes() {
+	inode := map[uint64]uint64{} // of the epoch -> live
+	bad := map[uint64]bool{}
+	for i := range pl.descs {
+		d := &pl.descs[i]
+		if d.want.Kind != image.FDPipe {
+			continue
+		}
+		id := d.want.Pipe.ID
+		if d.live == nil {
+			bad[id] = true
+			continue
+		}
+		if ino, ok := inode[id]; ok && ino != d.live.id.ino {
+			bad[id] = true
+		}
+		inode[id] = d.live.id.ino
+	}
+	for i := range pl.descs {
+		if d := &pl.descs[i]; d.want.Kind == image.FDPipe && bad[d.want.Pipe.ID] {
+			d.live = nil
+		}
+	}
+}
+
+// open gets a descriptor of ours for every description that needs one.
+func (pl *filePlan) open() error {
+	for i := range pl.descs {
+		d := &pl.descs[i]
+		if d.fd >= 0 || d.want.TCP != nil || d.holder.c == nil {
+			continue
+		}
+		var err error
+		if d.live != nil {
+			d.fd, err = pl.live.dup(d.live.holders[0])
+		} else {
+			err = pl.create(d)
+		}
+		if err != nil {
+			return fmt.Errorf("rank %d descriptor %d (%s): %w", d.holder.c.rank, d.holder.num, d.want.Kind, err)
+		}
+	}
+	return nil
+}
+
+// close gives our descriptors back.
+func (pl *filePlan) close() error {
+	var errs []error
+	for i := range pl.descs {
+		if d := &pl.descs[i]; d.fd >= 0 {
+			errs = append(errs, unix.Close(d.fd))
+			d.fd = -1
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// create makes a description anew, here; it is installed in the process later.
+func (pl *filePlan) create(d *planned) (err error) {
+	w := d.want
+	flags := w.Flags&^(unix.O_CREAT|unix.O_EXCL|unix.O_TRUNC) | unix.O_CLOEXEC
+	root := "/proc/" + strconv.Itoa(d.holder.c.pid) + "/root"
+	switch w.Kind {
+	case image.FDFile, image.FDDevice, image.FDTTY:
+		d.fd, err = unix.Open(root+w.Path, flags|unix.O_NOCTTY, 0)
+		if err == nil && w.File != nil {
+			var st unix.Stat_t
+			if err = unix.Fstat(d.fd, &st); err == nil && st.Ino != w.File.Ino {
+				err = errors.New("the file was replaced since the epoch")
+			}
+		}
+	case image.FDEventfd:
+		kind := unix.EFD_CLOEXEC
+		if w.Event.Semaphore {
+			kind |= unix.EFD_SEMAPHORE
+		}
+		d.fd, err = unix.Eventfd(0, kind)
+	case image.FDTimerfd:
+		d.fd, err = unix.TimerfdCreate(w.Timer.Clock, unix.TFD_CLOEXEC)
+	case image.FDSignalfd:
+		set := unix.Sigset_t{}
+		set.Val[0] = w.SigMask
+		d.fd, err = unix.Signalfd(-1, &set, unix.SFD_CLOEXEC)
+	case image.FDEpoll:
+		d.fd, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	case image.FDPipe:
+		return pl.createPipe(w.Pipe)
+	default:
+		err = errors.New("it was closed since the epoch and cannot be made again")
+	}
+	if err != nil && d.fd >= 0 {
+		_ = unix.Close(d.fd)
+		d.fd = -1
+	}
+	return err
+}
+
+// createPipe makes a pipe for all of its descriptions. An end that nobody had
+// is closed, after the contents are in.
+func (pl *filePlan) createPipe(p *image.PipeEnd) error {
+	var ends [2]int
+	if err := unix.Pipe2(ends[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
+		return err
+	}
+	_, err := unix.FcntlInt(uintptr(ends[1]), unix.F_SETPIPE_SZ, p.Size)
+	for i := range pl.descs {
+		d := &pl.descs[i]
+		if d.want.Kind != image.FDPipe || d.want.Pipe.ID != p.ID || d.fd >= 0 {
+			continue
+		}
+		k := 0
+		if d.want.Pipe.Write {
+			k = 1
+		}
+		if len(d.want.Pipe.Data) > 0 && err == nil {
+			_, err = unix.Write(ends[1], d.want.Pipe.Data)
+		}
+		d.fd, ends[k] = ends[k], -1
+	}
+	for _, fd := range ends {
+		if fd >= 0 {
+			_ = unix.Close(fd) // nobody had this end
+		}
+	}
+	return err
+}
+
+// reset puts the state of every live description back.
+func (pl *filePlan) reset(ctx context.Context) error {
+	for i := range pl.descs {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		d := &pl.descs[i]
+		if d.fd < 0 {
+			continue
+		}
+		if err := pl.resetOne(d); err != nil {
+			return fmt.Errorf("rank %d descriptor %d (%s %s): %w",
+				d.holder.c.rank, d.holder.num, d.want.Kind, d.want.Path, err)
+		}
+	}
+	return nil
+}
+
+func (pl *filePlan) resetOne(d *planned) error {
+	w, fd := d.want, d.fd
+	if w.Kind == image.FDExternal || w.Flags&unix.O_PATH != 0 {
+		return nil
+	}
+	const settable = unix.O_APPEND | unix.O_NONBLOCK | unix.O_DIRECT | unix.O_NOATIME | unix.O_ASYNC
+	have, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0)
+	if err != nil {
+		return err
+	}
+	switch w.Kind { // with the flags as they are: reads must not block
+	case image.FDFile:
+		err = pl.resetFile(d)
+	case image.FDPipe, image.FDFifo:
+		err = pl.resetPipe(d)
+	case image.FDEventfd:
+		err = resetEventfd(fd, w.Event)
+	case image.FDTimerfd:
+		err = resetTimerfd(fd, w.Timer)
+	}
+	if err != nil {
+		return err
+	}
+	if (have^w.Flags)&settable != 0 {
+		_, err = unix.FcntlInt(uintptr(fd), unix.F_SETFL, w.Flags&settable)
+	}
+	return err
+}
+
+// resetFile puts offset and, with the policy "truncate", length back.
+func (pl *filePlan) resetFile(d *planned) error {
+	f := d.want.File
+	if _, err := unix.Seek(d.fd, f.Offset, unix.SEEK_SET); err != nil && err != unix.ESPIPE {
+		return fmt.Errorf("seek to %d: %w", f.Offset, err)
+	}
+	if f.Mode&unix.S_IFMT != unix.S_IFREG || pl.files == "seek" {
+		return nil
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(d.fd, &st); err != nil {
+		return err
+	}
+	if pl.files == "verify" && st.Size != f.Size {
+		return fmt.Errorf("its length changed from %d to %d since the epoch", f.Size, st.Size)
+	}
+	if st.Size > f.Size && d.want.Flags&unix.O_ACCMODE != unix.O_RDONLY {
+		return unix.Ftruncate(d.fd, f.Size)
+	}
+	return nil
+}
+
+// resetPipe empties a live pipe and fills it as it was, through ends of our
+// own: the program's may be of the other direction, or blocking.
+func (pl *filePlan) resetPipe(d *planned) error {
+	if d.live == nil || !pl.firstOfPipe(d) {
+		return nil // a new pipe has its contents
+	}
+	path := "/proc/self/fd/" + strconv.Itoa(d.fd)
+	rd, err := unix.Open(path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = unix.Close(rd) }() // read only
+	buf := make([]byte, 64<<10)
+	for {
+		n, err := unix.Read(rd, buf)
+		if err == unix.EAGAIN || err == nil && n == 0 {
+			break
+		}
+		if err != nil {
+			return fmt.Errorf("drain: %w", err)
+		}
+	}
+	data := pl.pipeData(d.want.Pipe.ID)
+	if len(data) == 0 {
+		return nil
+	}
+	wr, err := unix.Open(path, unix.O_WRONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	n, err := unix.Write(wr, data)
+	if err == nil && n < len(data) {
+		err = errShort
+	}
+	return errors.Join(err, unix.Close(wr))
+}
+
+func (pl *filePlan) firstOfPipe(d *planned) bool {
+	for i := range pl.descs {
+		if x := &pl.descs[i]; x.want.Pipe != nil && x.want.Pipe.ID == d.want.Pipe.ID && x.fd >= 0 {
+			return x == d
+		}
+	}
+	return false
+}
+
+// pipeData returns the contents of a pipe, which one of its ends has.
+func (pl *filePlan) pipeData(id uint64) []byte {
+	for i := range pl.descs {
+		if p := pl.descs[i].want.Pipe; p != nil && p.ID == id && len(p.Data) > 0 {
+			return p.Data
+		}
+	}
+	return nil
+}
+
+// resetEventfd sets the counter: read to zero, then add.
+func resetEventfd(fd int, e *image.EventState) error {
+	old, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0)
+	if err != nil {
+		return err
+	}
+	if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETFL, old|unix.O_NONBLOCK); err != nil {
+		return err
+	}
+	buf := make([]byte, 8)
+	for {
+		if _, err = unix.Read(fd, buf); err != nil {
+			break
+		}
+	}
+	if err == unix.EAGAIN {
+		err = nil
+	}
+	if err == nil && e.Count > 0 {
+		_, err = unix.Write(fd, binary.LittleEndian.AppendUint64(nil, e.Count))
+	}
+	_, ferr := unix.FcntlInt(uintptr(fd), unix.F_SETFL, old)
+	return errors.Join(err, ferr)
+}
+
+// resetTimerfd arms the timer with what was left of its time. One that had
+// expired and was not read expires again at once.
+func resetTimerfd(fd int, t *image.TimerState) error {
+	value := t.ValueNS
+	if t.Ticks > 0 {
+		value = 1
+	}
+	spec := unix.ItimerSpec{
+		Interval: unix.NsecToTimespec(t.IntervalNS), Value: unix.NsecToTimespec(value),
+	}
+	return unix.TimerfdSettime(fd, 0, &spec, nil)
+}
+
+// descriptors closes what the process opened since, and gives it what it
+// lacks.
+func (u *undo) descriptors(ctx context.Context, pl *filePlan) error {
+	wanted := map[int]bool{}
+	var items []stream.Item
+	var slots []stream.Slot
+	var cloexec []image.FD
+	for _, fd := range u.c.image.FDs {
+		wanted[fd.Num] = true
+		d := &pl.descs[fd.Desc-1]
+		if d.want.TCP != nil {
+			slots = append(slots, stream.Slot{PID: u.p.pid, FD: fd.Num, CloExec: fd.CloExec, Cookie: d.want.TCP.Cookie})
+			continue
+		}
+		o := pl.live.find(u.p.pid, fd.Num)
+		if o != nil && d.live != nil && pl.live.descs[o.desc-1] == d.live {
+			if (o.info.Flags&unix.O_CLOEXEC != 0) != fd.CloExec {
+				cloexec = append(cloexec, fd)
+			}
+			continue
+		}
+		items = append(items, stream.Item{FD: fd.Num, CloExec: fd.CloExec, Socket: d.fd})
+	}
+	if err := u.closeExtra(ctx, pl.live, wanted); err != nil {
+		return err
+	}
+	if pl.back != nil {
+		more, err := pl.back.Plan(u.p.pid, slots)
+		if err != nil {
+			return err
+		}
+		items = append(items, more...)
+	}
+	if len(items) > 0 {
+		if err := stream.Install(ctx, u.p.frozen.Tracer().Sys(), u.p.frozen, items); err != nil {
+			return err
+		}
+	}
+	if len(cloexec) == 0 {
+		return nil
+	}
+	b := u.p.frozen.Batch(u.p.frozen.Leader())
+	for _, fd := range cloexec {
+		flag := uint64(0)
+		if fd.CloExec {
+			flag = unix.FD_CLOEXEC
+		}
+		b.Call(unix.SYS_FCNTL, uint64(fd.Num), unix.F_SETFD, flag)
+	}
+	return b.Run(ctx)
+}
+
+// closeExtra closes the descriptors that the epoch does not have. They leave
+// the epoll sets first: as long as anybody holds the file, closing does not do
+// that.
+func (u *undo) closeExtra(ctx context.Context, live *fileTable, wanted map[int]bool) error {
+	b := u.p.frozen.Batch(u.p.frozen.Leader())
+	var closes []*proc.Call
+	for _, o := range live.files {
+		if o.p.pid != u.p.pid || o.info == nil {
+			continue
+		}
+		for _, e := range o.info.Epoll {
+			if !wanted[e.FD] {
+				b.Call(unix.SYS_EPOLL_CTL, uint64(o.num), unix.EPOLL_CTL_DEL, uint64(e.FD), 0)
+			}
+		}
+	}
+	for _, o := range live.files {
+		if o.p.pid == u.p.pid && !wanted[o.num] {
+			closes = append(closes, b.Call(unix.SYS_CLOSE, uint64(o.num)))
+		}
+	}
+	if err := b.RunAll(ctx); err != nil {
+		return err
+	}
+	for _, c := range closes {
+		if err := c.Err(); err != nil && !errors.Is(err, unix.EBADF) {
+			return err
+		}
+	}
+	return nil
+}
+
+// epolls makes the registrations of every epoll set of the process those of
+// the epoch. Edge-triggered ones are armed again: a wake-up too many is
+// harmless, one too few is not.
+func (u *undo) epolls(ctx context.Context, pl *filePlan) error {
+	b := u.p.frozen.Batch(u.p.frozen.Leader())
+	done := map[int]bool{}
+	for _, fd := range u.c.image.FDs {
+		d := &pl.descs[fd.Desc-1]
+		if d.want.Kind != image.FDEpoll || done[fd.Desc] || d.holder.c != u.c && d.live == nil {
+			continue
+		}
+		done[fd.Desc] = true
+		info, err := proc.ReadFDInfo(u.p.pid, fd.Num)
+		if err != nil {
+			return err
+		}
+		have := map[int]proc.EpollTarget{}
+		for _, e := range info.Epoll {
+			have[e.FD] = e
+		}
+		for _, e := range d.want.Epoll {
+			now, ok := have[e.FD]
+			delete(have, e.FD)
+			op := uint64(unix.EPOLL_CTL_ADD)
+			switch {
+			case ok && now.Events == e.Events && now.Data == e.Data && e.Events&unix.EPOLLET == 0:
+				continue
+			case ok:
+				op = unix.EPOLL_CTL_MOD
+			}
+			ev := binary.LittleEndian.AppendUint32(nil, e.Events) // struct epoll_event is packed
+			ev = binary.LittleEndian.AppendUint64(ev, e.Data)
+			b.Call(unix.SYS_EPOLL_CTL, uint64(fd.Num), op, uint64(e.FD), b.Bytes(ev))
+		}
+		for num := range have {
+			b.Call(unix.SYS_EPOLL_CTL, uint64(fd.Num), unix.EPOLL_CTL_DEL, uint64(num), 0)
+		}
+	}
+	return b.Run(ctx)
+}
