@@ -13,7 +13,7 @@ import (
 func jobCommands(a *App) []*cobra.Command {
 	return []*cobra.Command{
 		newRun(a), newAttach(a), newJobs(a), newJob(a), newEvents(a), newCheckpoint(a), newRestart(a),
-		newSuspend(a), newResume(a), newVacate(a), newKill(a),
+		newSuspend(a), newResume(a), newVacate(a), newKill(a), newDemo(a),
 	}
 }
 
