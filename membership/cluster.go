@@ -105,7 +105,7 @@ func (c *Cluster) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	d := &delegate{c: c}
+	d := newDelegate(c)
 	mc := c.cfg.gossipConfig()
 	mc.Transport, mc.Logger = tr, logger
 	mc.Delegate, mc.Events, mc.Ping, mc.Alive, mc.Conflict = d, d, d, d, d

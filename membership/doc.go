@@ -14,9 +14,14 @@
 // port, every ProbeEvery. The dial tells three cases apart that all look silent
 // from afar:
 //
-//	unreachable  nothing answers         the node is lost: Dead as soon as a second source agrees
+//	unreachable  nothing answers         the node is lost: Dead when a second source agrees
 //	refused      kernel answers, no lamd lamd restarts: Dead only after RestartGrace
 //	accepted     lamd hangs              stopped or starved: Dead only after RestartGrace
+//
+// Whoever cannot reach a member tells all others (a user message of the gossip);
+// they look for themselves, and two such voices and our own probes are enough,
+// without waiting for memberlist's suspicion timeout. A member that is starved of
+// CPU is not killed that way: its kernel still accepts.
 //
 // An answer of any kind clears the accusation. A local stall (this process was
 // not scheduled) voids the failures counted meanwhile, and when most other

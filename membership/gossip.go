@@ -1,6 +1,7 @@
 package membership
 
 import (
+	"encoding/json"
 	"fmt"
 	"net"
 	"net/netip"
@@ -8,6 +9,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/memberlist"
+
+	"github.com/lampause/lampause/job"
 )
 
 // delegate is what memberlist calls. Every method may run under memberlist's
@@ -15,7 +18,41 @@ import (
 type delegate struct {
 	c       *Cluster
 	leaving atomic.Bool
+	queue   memberlist.TransmitLimitedQueue // what we tell all others
 }
+
+// newDelegate makes the delegate of c; size is the number of members, roughly.
+func newDelegate(c *Cluster) *delegate {
+	d := &delegate{c: c}
+	d.queue.NumNodes = func() int { return max(1, len(c.Members())) }
+	d.queue.RetransmitMult = retransmitMult
+	return d
+}
+
+// word is what members tell each other: From cannot reach Node.
+type word struct {
+	From job.NodeID `json:"f"`
+	Node job.NodeID `json:"n"`
+	Boot job.Boot   `json:"b"`
+}
+
+// Invalidates implements memberlist.Broadcast: a repetition replaces the word.
+func (w word) Invalidates(o memberlist.Broadcast) bool {
+	x, ok := o.(word)
+	return ok && x == w
+}
+
+// Message implements memberlist.Broadcast.
+func (w word) Message() []byte {
+	b, err := json.Marshal(w)
+	if err != nil {
+		return nil // strings and numbers always marshal
+	}
+	return b
+}
+
+// Finished implements memberlist.Broadcast.
+func (word) Finished() {}
 
 // NodeMeta implements memberlist.Delegate. The size was checked by New; with
 // Leaving it grows by 9 bytes, which New has counted too.
@@ -29,11 +66,20 @@ func (d *delegate) NodeMeta(limit int) []byte {
 	return b
 }
 
-// NotifyMsg implements memberlist.Delegate; we send no user messages.
-func (d *delegate) NotifyMsg([]byte) {}
+// NotifyMsg implements memberlist.Delegate: a word of another member. Messages of
+// other kinds are of a newer version and none of our business.
+func (d *delegate) NotifyMsg(b []byte) {
+	var w word
+	if err := json.Unmarshal(b, &w); err != nil || w.From == "" || w.Node == "" {
+		return
+	}
+	d.c.box.put(func(t *table) { t.told(d.c.now(), w) })
+}
 
 // GetBroadcasts implements memberlist.Delegate.
-func (d *delegate) GetBroadcasts(_, _ int) [][]byte { return nil }
+func (d *delegate) GetBroadcasts(overhead, limit int) [][]byte {
+	return d.queue.GetBroadcasts(overhead, limit)
+}
 
 // LocalState implements memberlist.Delegate.
 func (d *delegate) LocalState(bool) []byte { return nil }

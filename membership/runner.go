@@ -74,32 +74,38 @@ func (r *runner) drainBox() {
 
 // act carries out what the table asks for and returns its events.
 func (r *runner) act(ctx context.Context) []Event {
-	events, probes, rejoin := r.table.drain(r.c.now())
-	for _, g := range probes {
+	out := r.table.drain(r.c.now())
+	for _, g := range out.probes {
 		r.group.Go(func() error {
 			r.probe(ctx, g)
 			return nil
 		})
 	}
-	for _, g := range rejoin {
+	for _, g := range out.rejoin {
 		select {
 		case r.joins <- g:
 		default: // the table asks again
 		}
 	}
-	for _, e := range events {
+	for _, e := range out.events {
 		r.log(e)
 	}
-	if len(events) > 0 {
+	if len(out.events) > 0 {
 		list := r.table.members()
 		r.c.list.Store(&list)
 	}
-	return events
+	for _, w := range out.words {
+		r.d.queue.QueueBroadcast(w)
+	}
+	return out.events
 }
 
-// probe asks one member in both ways and reports the better outcome.
+// probe asks one member in both ways and reports the better outcome. An outcome
+// that came much later than it should tells of this process, not of the member.
 func (r *runner) probe(ctx context.Context, g target) {
-	ctx, cancel := context.WithTimeout(ctx, r.c.cfg.Tuning.DialTimeout)
+	limit := r.c.cfg.Tuning.DialTimeout
+	start := r.c.now()
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	knocked := make(chan reach, 1)
 	r.group.Go(func() error {
@@ -109,6 +115,9 @@ func (r *runner) probe(ctx context.Context, g target) {
 	outcome := reachAck
 	if err := ping(r.ml, g); err != nil {
 		outcome = <-knocked
+		if outcome == reachNone && r.c.now()-start > 3*limit/2 {
+			outcome = reachUnknown
+		}
 	}
 	r.c.box.put(func(t *table) { t.probed(r.c.now(), g, outcome) })
 }

@@ -27,6 +27,7 @@ var update = flag.Bool("update", false, "rewrite the expected outcomes in testda
 //	dead NODE#BOOT…            gossip holds them dead
 //	left NODE#BOOT             a good-bye
 //	report SOURCE NODE[#BOOT]  evidence of the daemon
+//	told FROM NODE#BOOT        another member cannot reach it
 //	dialfail NODE#BOOT         memberlist could not dial
 //	ack NODE#BOOT              memberlist's ping was answered
 //	host up|refused|accepted|down NODE…  how our probes of it end from now on
@@ -133,6 +134,13 @@ func (w *world) command(f []string) error {
 		}
 		w.t.report(w.now, Evidence{Node: node, Boot: boot, Source: Source(f[1])})
 		w.drain()
+	case "told":
+		node, boot, err := parseMember(f[2])
+		if err != nil {
+			return err
+		}
+		w.t.told(w.now, word{job.NodeID(f[1]), node, boot})
+		w.drain()
 	default:
 		return w.gossip(f)
 	}
@@ -202,8 +210,8 @@ func (w *world) wait(until time.Duration) {
 
 // drain writes the outcome and starts the probes that the table asks for.
 func (w *world) drain() {
-	events, probes, rejoin := w.t.drain(w.now)
-	for _, e := range events {
+	out := w.t.drain(w.now)
+	for _, e := range out.events {
 		more := ""
 		if e.More {
 			more = " more"
@@ -217,10 +225,13 @@ func (w *world) drain() {
 		}
 		fmt.Fprintln(&w.out, more)
 	}
-	for _, g := range rejoin {
+	for _, x := range out.words {
+		fmt.Fprintf(&w.out, "  %6dms spread %s cannot reach %s\n", w.now.Milliseconds(), x.From, gossipName(x.Node, x.Boot))
+	}
+	for _, g := range out.rejoin {
 		fmt.Fprintf(&w.out, "  %6dms rejoin %s\n", w.now.Milliseconds(), gossipName(g.node, g.boot))
 	}
-	for _, g := range probes {
+	for _, g := range out.probes {
 		r := w.hosts[g.node]
 		a := answer{w.now + probeTakes(r), g, r}
 		i := len(w.late)

@@ -20,9 +20,15 @@ type table struct {
 	stallEnd time.Duration // end of the newest stall: probes sent before prove nothing
 	dueSince time.Duration // when the oldest waiting verdict became due; 0 = none waits
 
+	out wishes
+}
+
+// wishes is what the table wants done.
+type wishes struct {
 	events []Event
 	probes []target // members to be probed now
-	rejoin []target // dead members to be dialled now
+	rejoin []target // members held dead, to exchange state with now
+	words  []word   // to be spread
 }
 
 // target names a member for a probe or a dial.
@@ -53,6 +59,9 @@ type peer struct {
 	probing   bool          // a probe is under way
 	nextProbe time.Duration
 
+	seconds  map[job.NodeID]time.Duration // others that told they cannot reach it, and when
+	nextTell time.Duration                // when we say the same again
+
 	rejoinAt    time.Duration // next exchange of state with a member held dead
 	rejoinPause time.Duration
 }
@@ -66,11 +75,20 @@ const (
 	reachRefused
 	reachAccepted
 	reachNone
+	reachUnknown // this process was too slow to tell
 )
 
-// tellEvery is the pause between two exchanges of state with a living member that
-// memberlist holds dead.
-const tellEvery = time.Second
+// rejoinLiving is the pause between two exchanges of state with a living member
+// that memberlist holds dead.
+const rejoinLiving = time.Second
+
+// A member that cannot reach another says so every tellEvery, and is believed
+// for tellLasts.
+const (
+	tellEvery = 400 * time.Millisecond
+	tellLasts = time.Second
+	passOn    = 3 // voices about one member that are passed on
+)
 
 func newTable(self job.NodeID, tun Tuning) *table {
 	return &table{tun: tun, self: self, peers: make(map[job.NodeID]*peer)}
@@ -79,11 +97,11 @@ func newTable(self job.NodeID, tun Tuning) *table {
 // drain reaches the verdicts that are due and hands out what happened since the
 // last call. Inputs alone decide nothing: after a stall of this process the
 // caller passes all of them, then tick, and only then comes here.
-func (t *table) drain(now time.Duration) (events []Event, probes, rejoin []target) {
+func (t *table) drain(now time.Duration) wishes {
 	t.settle(now)
-	events, probes, rejoin = t.events, t.probes, t.rejoin
-	t.events, t.probes, t.rejoin = nil, nil, nil
-	return events, probes, rejoin
+	out := t.out
+	t.out = wishes{}
+	return out
 }
 
 // members lists all rows by node name.
@@ -182,7 +200,27 @@ func (t *table) report(now time.Duration, e Evidence) {
 	t.accuse(now, p, e.Source)
 }
 
-// unreachable takes a dial of memberlist's that failed: an accusation.
+// told takes another member's word that it cannot reach a third one. The first few
+// such words are passed on, so that they reach all.
+func (t *table) told(now time.Duration, w word) {
+	p, from := t.find(w.Node, w.Boot), t.peers[w.From]
+	switch {
+	case p == nil || from == nil || w.From == w.Node || w.Node == t.self || w.From == t.self:
+		return
+	case from.state != Alive || p.state == Dead || p.state == Left:
+		return
+	}
+	t.accuse(now, p, SourceGossip)
+	if p.seconds == nil {
+		p.seconds = make(map[job.NodeID]time.Duration)
+	}
+	if _, known := p.seconds[w.From]; !known && len(p.seconds) < passOn {
+		t.out.words = append(t.out.words, w)
+	}
+	p.seconds[w.From] = now
+}
+
+// unreachable takes a ping or dial of memberlist's that failed: an accusation.
 func (t *table) unreachable(now time.Duration, n job.NodeID, b job.Boot) {
 	if p := t.find(n, b); p != nil && n != t.self && p.state != Dead && p.state != Left {
 		t.accuse(now, p, SourceProbe)
@@ -206,8 +244,8 @@ func (t *table) probed(now time.Duration, g target, r reach) {
 	p.probing = false
 	if r == reachAck {
 		if p.gossip && now >= p.rejoinAt { // it does not know what is said about it
-			t.rejoin = append(t.rejoin, g)
-			p.rejoinAt = now + tellEvery
+			t.out.rejoin = append(t.out.rejoin, g)
+			p.rejoinAt = now + rejoinLiving
 		}
 		t.clear(now, p, SourceProbe, false)
 		return
@@ -215,7 +253,7 @@ func (t *table) probed(now time.Duration, g target, r reach) {
 	if !p.doubt {
 		return
 	}
-	if g.sent < t.stallEnd {
+	if g.sent < t.stallEnd || r == reachUnknown {
 		p.nextProbe = now
 		return
 	}
@@ -228,6 +266,10 @@ func (t *table) probed(now time.Duration, g target, r reach) {
 	p.nextProbe = now + t.tun.ProbeEvery
 	if p.state == Alive {
 		t.enter(now, p, Suspect, p.accuser)
+	}
+	if !p.hostUp && now >= p.nextTell {
+		t.out.words = append(t.out.words, word{t.self, g.node, g.boot})
+		p.nextTell = now + tellEvery
 	}
 }
 
@@ -255,7 +297,7 @@ func (t *table) tick(now time.Duration) {
 			t.probe(now, p)
 		}
 		if p.state == Dead && !p.operator && now >= p.rejoinAt {
-			t.rejoin = append(t.rejoin, target{p.meta.Node, p.meta.Boot, p.addr, now})
+			t.out.rejoin = append(t.out.rejoin, target{p.meta.Node, p.meta.Boot, p.addr, now})
 			p.rejoinPause = min(2*p.rejoinPause, 16*t.tun.RejoinEvery)
 			p.rejoinAt = now + p.rejoinPause
 		}
@@ -269,7 +311,7 @@ func (t *table) accuse(now time.Duration, p *peer, s Source) {
 	}
 	if !p.doubt {
 		p.doubt, p.doubtAt, p.accuser = true, now, s
-		p.fails, p.hostUp = 0, false
+		p.fails, p.hostUp, p.seconds, p.nextTell = 0, false, nil, 0
 		if !p.probing && !p.operator {
 			t.probe(now, p)
 		}
@@ -289,7 +331,7 @@ func weak(s Source) bool { return s == SourceGossip || s == SourceProbe }
 func (t *table) clear(now time.Duration, p *peer, s Source, newer bool) {
 	p.doubt = p.gossip // then it is watched until memberlist believes it, too
 	p.doubtAt = now
-	p.fails, p.hostUp = 0, false
+	p.fails, p.hostUp, p.seconds, p.nextTell = 0, false, nil, 0
 	p.nextProbe = now + t.tun.ProbeEvery
 	if p.state != Alive || newer {
 		t.enter(now, p, Alive, s)
@@ -299,7 +341,7 @@ func (t *table) clear(now time.Duration, p *peer, s Source, newer bool) {
 // probe asks the driver to probe p.
 func (t *table) probe(now time.Duration, p *peer) {
 	p.probing = true
-	t.probes = append(t.probes, target{p.meta.Node, p.meta.Boot, p.addr, now})
+	t.out.probes = append(t.out.probes, target{p.meta.Node, p.meta.Boot, p.addr, now})
 }
 
 // enter changes the state of p and tells it.
@@ -320,5 +362,5 @@ func (t *table) enter(now time.Duration, p *peer, k Kind, s Source) {
 		p.rejoinPause = t.tun.RejoinEvery
 		p.rejoinAt = now + p.rejoinPause
 	}
-	t.events = append(t.events, ev)
+	t.out.events = append(t.out.events, ev)
 }

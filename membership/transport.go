@@ -13,9 +13,9 @@ import (
 )
 
 // watched is the transport that memberlist uses: UDP and TCP, or an injected
-// one. A dial of a named member that fails is told to onFail: memberlist dials
-// when its pings get no answer, so this is the first sign of trouble, long
-// before its own verdict. Dials end with ctx.
+// one. memberlist dials a member when its pings get no answer, which is the first
+// sign of trouble, long before its own verdict; onFail is told of such a dial when
+// it begins, and of every dial of a named member that fails. Dials end with ctx.
 type watched struct {
 	memberlist.NodeAwareTransport
 	ctx    context.Context //nolint:containedctx // memberlist's interface has no context
@@ -74,6 +74,9 @@ func (w *watched) DialTimeout(addr string, timeout time.Duration) (net.Conn, err
 func (w *watched) DialAddressTimeout(a memberlist.Address, timeout time.Duration) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(w.ctx, timeout)
 	defer cancel()
+	if a.Name != "" && timeout < joinTimeout {
+		w.onFail(a.Name) // a fallback: the pings got no answer
+	}
 	conn, err := w.dial(ctx, a)
 	if err != nil {
 		if a.Name != "" && w.ctx.Err() == nil {

@@ -19,13 +19,29 @@ func (t *table) verdict(now time.Duration, p *peer, isolated bool) (Source, bool
 		return p.decider(), p.gossip && now-p.doubtAt >= t.tun.RestartGrace
 	case p.gossip:
 		return p.decider(), p.fails >= 2
-	case !weak(p.accuser):
-		return p.accuser, p.fails >= 2 && p.lastFail-p.firstFail >= t.tun.ConfirmSpan
+	case !weak(p.accuser) || t.seconded(now, p):
+		return p.decider(), p.fails >= 2 && p.lastFail-p.firstFail >= t.tun.ConfirmSpan
 	}
 	return SourceProbe, p.fails >= 3 && p.lastFail-p.firstFail >= t.tun.LocalAfter
 }
 
-// decider is the source to name when memberlist agrees with the accuser.
+// seconded reports whether enough others cannot reach p either: two, or the only
+// other one there is.
+func (t *table) seconded(now time.Duration, p *peer) bool {
+	witnesses, n := 0, 0
+	for name, w := range t.peers {
+		if name == t.self || w == p || w.state != Alive {
+			continue
+		}
+		witnesses++
+		if at, ok := p.seconds[name]; ok && now-at <= tellLasts {
+			n++
+		}
+	}
+	return n > 0 && n >= min(2, witnesses)
+}
+
+// decider is the source to name when others agree with the accuser.
 func (p *peer) decider() Source {
 	if weak(p.accuser) {
 		return SourceGossip
@@ -78,11 +94,11 @@ func (t *table) settle(now time.Duration) {
 		return
 	}
 	t.dueSince = 0
-	first := len(t.events)
+	first := len(t.out.events)
 	for i, p := range due {
 		t.enter(now, p, Dead, sources[i])
 	}
-	for i := first; i < len(t.events)-1; i++ {
-		t.events[i].More = true
+	for i := first; i < len(t.out.events)-1; i++ {
+		t.out.events[i].More = true
 	}
 }
