@@ -94,9 +94,10 @@ func (b *builder) moveVDSO(ctx context.Context, p *process) error {
 	for i, m := range now {
 		batch.Call(unix.SYS_MREMAP, park[i], m.Len(), m.Len(), unix.MREMAP_MAYMOVE|unix.MREMAP_FIXED, want[i].Start)
 	}
-	err = batch.Run(ctx)
-	p.f.VDSOMoved()
-	return err
+	if err := batch.Run(ctx); err != nil {
+		return err
+	}
+	return p.f.VDSOMoved()
 }
 
 // specials returns the mappings of the kernel, [vvar]... and [vdso], by address.

@@ -23,7 +23,10 @@ func Serve(ctx context.Context) error {
 	if os.Getpid() != 1 {
 		return errors.New("nsinit: not pid 1 of a pid namespace")
 	}
-	unix.CloseOnExec(sockFD)
+	// Whatever our ancestors forgot to close must not get into programs.
+	if err := unix.CloseRange(sockFD, ^uint(0), unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		return fmt.Errorf("nsinit: close on exec: %w", err)
+	}
 	if err := complete(); err != nil {
 		return errors.Join(err, send(sockFD, message{ID: 1, Error: err.Error()}))
 	}
