@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"io"
 	"maps"
 	"net"
@@ -92,11 +93,20 @@ func newHarness(t *testing.T, pods, each int, argv ...string) *harness {
 		h.layout = append(h.layout, pl)
 		h.book = append(h.book, job.PodAddress{
 			Pod: pl.Pod, IP: netip.AddrFrom4([4]byte{10, 9, 8, byte(10 + p)}),
-			MAC: fmt.Sprintf("02:00:00:00:01:%02x", 10+p), Hostname: "pod" + strconv.Itoa(p),
+			MAC: testMAC(dir, 1, p), Hostname: "pod" + strconv.Itoa(p),
 		})
 	}
 	h.broker = newBroker(t, h, filepath.Join(dir, "lamd.sock"))
 	return h
+}
+
+// testMAC is the hardware address of a pod, another one for every harness and
+// incarnation: the link of a killed pod may live a moment longer.
+func testMAC(dir string, inc job.Incarnation, pod int) string {
+	h := fnv.New32a()
+	_, _ = h.Write([]byte(dir)) // never fails
+	s := h.Sum32()
+	return fmt.Sprintf("02:%02x:%02x:%02x:%02x:%02x", byte(s>>16), byte(s>>8), byte(s), byte(inc), 10+pod)
 }
 
 // start builds one pod on the link of a node (0 or 1).
@@ -271,7 +281,16 @@ func (h *harness) waitAll(limit time.Duration) map[job.Rank]job.Exit {
 // output returns what a rank wrote so far.
 func (p *testPod) output(r job.Rank, fd int) string {
 	p.h.t.Helper()
+	_, s := p.outputFrom(r, fd)
+	return s
+}
+
+// outputFrom returns what is kept of the output of a rank, and where it
+// begins.
+func (p *testPod) outputFrom(r job.Rank, fd int) (int64, string) {
+	p.h.t.Helper()
 	var b bytes.Buffer
+	at := int64(-1)
 	path := fmt.Sprintf("%s?rank=%d&fd=%d&from=0&follow=0", podapi.PathOutput, r, fd)
 	req, err := http.NewRequestWithContext(p.h.t.Context(), http.MethodGet, "http://pod"+path, nil)
 	if err != nil {
@@ -287,10 +306,13 @@ func (p *testPod) output(r job.Rank, fd int) string {
 		var f podapi.Output
 		err := dec.Decode(&f)
 		if errors.Is(err, io.EOF) {
-			return b.String()
+			return max(at, 0), b.String()
 		}
 		if err != nil {
 			p.h.t.Fatal(err)
+		}
+		if at < 0 {
+			at = f.Offset
 		}
 		b.Write(f.Data)
 	}

@@ -74,7 +74,7 @@ type supervisor struct {
 	ranks    map[job.Rank]*rank
 	buildErr error
 	building bool
-	ready    bool
+	ending   bool  // endPod was called: the end of pod-init is no surprise
 	pending  *side // of the open checkpoint
 	kept     *side // of the committed one
 }
@@ -223,6 +223,7 @@ func (s *supervisor) run(ctx context.Context, l net.Listener) error {
 func (s *supervisor) endPod() error {
 	s.mu.Lock()
 	init := s.init
+	s.ending = true
 	s.mu.Unlock()
 	if init == nil {
 		return nil
@@ -269,6 +270,11 @@ func (s *supervisor) watchInit(ctx context.Context) error {
 			return ctx.Err()
 		case e, ok := <-init.exits:
 			if !ok {
+				s.mu.Lock()
+				defer s.mu.Unlock()
+				if s.ending {
+					return nil
+				}
 				return errInitGone
 			}
 			s.rankEnded(e)
