@@ -180,7 +180,7 @@ func (a *agent) isGone(ctx context.Context, p *localPod) bool {
 	defer cancel()
 	var st podapi.Status
 	err := p.call(call, http.MethodGet, podapi.PathStatus, nil, &st)
-	if err == nil || !(errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, unix.ENOENT)) {
+	if err == nil || !supervisorGone(err) {
 		return false
 	}
 	if err := a.pods.endProcesses(ctx, p); err != nil {

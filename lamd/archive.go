@@ -34,7 +34,11 @@ func (a *archive) path(id job.ID) string { return filepath.Join(a.dir, id.String
 // save ends the ranks of a pod and stores what they wrote. The pod's streams
 // end when its ranks have ended and everything was read.
 func (a *archive) save(ctx context.Context, p *localPod) error {
-	kill := podapi.Signal{Header: podapi.Header{Job: p.job, Incarnation: p.spec.Incarnation}, Signal: int(syscall.SIGKILL)}
+	var st podapi.Status // its header is the one that the supervisor takes
+	if err := p.call(ctx, http.MethodGet, podapi.PathStatus, nil, &st); err != nil {
+		return fmt.Errorf("archive output: %w", err)
+	}
+	kill := podapi.Signal{Header: st.Header, Signal: int(syscall.SIGKILL)}
 	if err := p.call(ctx, http.MethodPost, podapi.PathSignal, kill, nil); err != nil {
 		return fmt.Errorf("archive output: end ranks: %w", err)
 	}
@@ -109,7 +113,7 @@ func (a *archive) serve(w http.ResponseWriter, r *http.Request, id job.ID) bool 
 		return true
 	}
 	defer func() { _ = f.Close() }()
-	cur, err := control.ParseCursor(r.URL.Query().Get("from"))
+	cur, err := control.ParseCursor(r.URL.Query().Get("at"))
 	if err != nil {
 		writeError(w, badRequest(err.Error()))
 		return true

@@ -243,9 +243,13 @@ func (a *jobsAPI) signal(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	l := a.lead()
+	if l == nil {
+		return nil, errNotLeading
+	}
 	var errs []error
 	for _, p := range j.Pods {
-		s := podapi.Signal{Header: podapi.Header{Job: j.ID, Incarnation: j.Incarnation}, Signal: n}
+		s := podapi.Signal{Header: podapi.Header{Term: l.term, Job: j.ID, Incarnation: j.Incarnation}, Signal: n}
 		ctx, cancel := context.WithTimeout(r.Context(), statusTimeout)
 		errs = append(errs, a.peers.call(ctx, p.Node, http.MethodPost, "/v1/pods/"+j.ID.String()+podapi.PathSignal, s, nil))
 		cancel()

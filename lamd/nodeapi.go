@@ -13,7 +13,6 @@ import (
 	"os"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -313,7 +312,7 @@ func (n *nodeAPI) proxyPod(w http.ResponseWriter, r *http.Request) {
 // podDown classes a failed call to a supervisor: one whose socket refuses is
 // gone for good.
 func podDown(id job.ID, err error) error {
-	if errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, fs.ErrNotExist) {
+	if supervisorGone(err) {
 		return &control.Error{Message: fmt.Sprintf("supervisor of job %d is gone", id), Exit: job.ExitNoNodes, Status: http.StatusGone}
 	}
 	return unavailable(fmt.Sprintf("supervisor of job %d: %v", id, err))

@@ -124,7 +124,7 @@ func (p *podReader) pause(ctx context.Context, index uint64, ended bool) {
 
 // read passes on one stream of a pod; nil means that it ended properly.
 func (p *podReader) read(ctx context.Context, node job.NodeID, out chan<- podapi.Output) error {
-	path := "/v1/pods/" + p.job.String() + podapi.PathOutput + "?from=" + url.QueryEscape(p.pos.String())
+	path := "/v1/pods/" + p.job.String() + podapi.PathOutput + "?at=" + url.QueryEscape(p.pos.String())
 	body, err := p.api.peers.open(ctx, node, path)
 	if err != nil {
 		return err
@@ -154,6 +154,11 @@ func (a *jobsAPI) stdin(w http.ResponseWriter, r *http.Request) {
 		writeError(w, err)
 		return
 	}
+	offset, err := intQuery(r, "offset")
+	if err != nil {
+		writeError(w, err)
+		return
+	}
 	data, err := io.ReadAll(io.LimitReader(r.Body, maxBody))
 	if err != nil {
 		writeError(w, badRequest("stdin: "+err.Error()))
@@ -166,11 +171,10 @@ func (a *jobsAPI) stdin(w http.ResponseWriter, r *http.Request) {
 			writeError(w, &control.Error{Message: fmt.Sprintf("job %d has ended", j.ID), Exit: job.ExitUsage, Status: http.StatusGone})
 			return
 		}
-		var taken control.StdinTaken
-		err := a.peers.sendRaw(r.Context(), now.Pods[0].Node, "/v1/pods/"+j.ID.String()+podapi.PathStdin+"?"+r.URL.RawQuery, data, &taken)
+		err := a.peers.sendRaw(r.Context(), now.Pods[0].Node, "/v1/pods/"+j.ID.String()+podapi.PathStdin+"?"+r.URL.RawQuery, data)
 		var refused *control.Error
 		if err == nil {
-			writeJSON(w, taken)
+			writeJSON(w, control.StdinTaken{Offset: int64(offset) + int64(len(data))})
 			return
 		}
 		if errors.As(err, &refused) && refused.Status != http.StatusServiceUnavailable && refused.Status != http.StatusNotFound {

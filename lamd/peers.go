@@ -147,8 +147,8 @@ func decodeError(resp *http.Response) error {
 	return e
 }
 
-// sendRaw posts bytes as they are and decodes the JSON answer into out.
-func (p *peers) sendRaw(ctx context.Context, node job.NodeID, path string, data []byte, out any) error {
+// sendRaw posts bytes as they are; the answer has no body.
+func (p *peers) sendRaw(ctx context.Context, node job.NodeID, path string, data []byte) error {
 	url, err := p.url(node, path)
 	if err != nil {
 		return err
@@ -164,9 +164,6 @@ func (p *peers) sendRaw(ctx context.Context, node job.NodeID, path string, data 
 	defer func() { _ = resp.Body.Close() }()
 	if resp.StatusCode/100 != 2 {
 		return decodeError(resp)
-	}
-	if err := json.NewDecoder(io.LimitReader(resp.Body, maxBody)).Decode(out); err != nil {
-		return fmt.Errorf("decode answer of %s: %w", req.URL.Path, err)
 	}
 	return nil
 }

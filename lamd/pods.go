@@ -65,6 +65,7 @@ type localPod struct {
 	client *http.Client
 	done   context.Context // ends when the pod was taken out of the manager
 	cancel context.CancelFunc
+	ending chan struct{} // capacity 1: whoever fills it ends the pod
 }
 
 func newPods(dir string, s podStarter, l podLinker, log zerolog.Logger) *pods {
@@ -164,7 +165,7 @@ func writePodDir(dir string, spec podapi.PodSpec) error {
 
 func (m *pods) open(id job.ID, dir string, spec podapi.PodSpec) *localPod {
 	ctx, cancel := context.WithCancel(context.Background()) // ends with the pod, not with a request
-	return &localPod{job: id, dir: dir, spec: spec, client: unixClient(filepath.Join(dir, podapi.Socket)), done: ctx, cancel: cancel}
+	return &localPod{job: id, dir: dir, spec: spec, client: unixClient(filepath.Join(dir, podapi.Socket)), done: ctx, cancel: cancel, ending: make(chan struct{}, 1)}
 }
 
 // bringUp forks the supervisor, waits for its answer, and gives it its link.
@@ -298,6 +299,15 @@ func (m *pods) kill(ctx context.Context, id job.ID) error {
 	if !ok {
 		return nil
 	}
+	select {
+	case p.ending <- struct{}{}:
+		defer func() { <-p.ending }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	if p.done.Err() != nil { // somebody else has ended it
+		return nil
+	}
 	if err := m.endProcesses(ctx, p); err != nil {
 		return err
 	}
@@ -328,7 +338,9 @@ func (m *pods) endProcesses(ctx context.Context, p *localPod) error {
 	err := p.call(half, http.MethodPost, podapi.PathKill, nil, nil)
 	cancelHalf()
 	if err != nil {
-		m.log.Warn().Err(err).Uint64("job", uint64(p.job)).Msg("supervisor does not end its pod; killing both")
+		if !supervisorGone(err) {
+			m.log.Warn().Err(err).Uint64("job", uint64(p.job)).Msg("supervisor does not end its pod; killing both")
+		}
 		for _, pid := range p.pids {
 			if pid > 1 {
 				_ = syscall.Kill(pid, syscall.SIGKILL) // gone already is what we want
@@ -336,6 +348,11 @@ func (m *pods) endProcesses(ctx context.Context, p *localPod) error {
 		}
 	}
 	return awaitGone(ctx, p.pids)
+}
+
+// supervisorGone reports whether err says that nobody serves the socket.
+func supervisorGone(err error) bool {
+	return errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, fs.ErrNotExist)
 }
 
 // awaitGone waits until every pid is gone or a zombie. A zombie pod-init has

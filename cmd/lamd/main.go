@@ -30,12 +30,20 @@ lam boot starts the daemons; see lam --help.
 
 func main() { os.Exit(run(context.Background(), os.Args[1:])) }
 
+// level is LAM_LOG_LEVEL (trace debug info warn error), else info.
+func level(s string) zerolog.Level {
+	if l, err := zerolog.ParseLevel(s); err == nil && s != "" {
+		return l
+	}
+	return zerolog.InfoLevel
+}
+
 func run(ctx context.Context, args []string) int {
 	if len(args) == 0 {
 		fmt.Fprint(os.Stderr, usage)
 		return job.ExitUsage
 	}
-	log := zerolog.New(os.Stderr).With().Timestamp().Str("component", args[0]).Logger()
+	log := zerolog.New(os.Stderr).Level(level(os.Getenv("LAM_LOG_LEVEL"))).With().Timestamp().Logger()
 	switch args[0] {
 	case "run":
 		return lamd.Main(ctx, args[1:], os.Stderr, log)

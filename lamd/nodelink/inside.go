@@ -75,22 +75,22 @@ func Neighbours(self job.PodAddress, book []job.PodAddress) error {
 	return neighbours(link, self, book)
 }
 
-// SetUp raises or downs the link of the pod this process is in. Down cuts the
-// pod off at once, whatever its processes do. A pod without a link is down.
-func SetUp(up bool) error {
+// CutOff downs the link of the pod this process is in: nothing of it reaches
+// anybody any more, whatever its processes do. A pod without a link is cut off.
+// The kernel forgets the neighbours with it (permanent ones, too); Inside
+// undoes all of it.
+//
+// Expected errors: those of the kernel.
+func CutOff() error {
 	link, err := netlink.LinkByName(Name)
-	if missing(err) && !up {
+	if missing(err) {
 		return nil
 	}
 	if err != nil {
 		return fmt.Errorf("nodelink: pod's link: %w", err)
 	}
-	set := netlink.LinkSetDown
-	if up {
-		set = netlink.LinkSetUp
-	}
-	if err := set(link); err != nil {
-		return fmt.Errorf("nodelink: %s up=%v: %w", Name, up, err)
+	if err := netlink.LinkSetDown(link); err != nil {
+		return fmt.Errorf("nodelink: %s down: %w", Name, err)
 	}
 	return nil
 }

@@ -124,7 +124,7 @@ func (s *supervisor) startRank(ctx context.Context, id job.Rank, null *os.File) 
 		return err
 	}
 	s.mu.Lock()
-	r.proc, r.started = p, true
+	r.proc, r.started, r.inner = p, true, p.inner
 	s.mu.Unlock()
 	s.events.add(podapi.Event{Kind: evStarted, Rank: id})
 	s.log.Info().Int("rank", int(id)).Int("pid", p.outer).Int("inner_pid", p.inner).Msg("rank started")

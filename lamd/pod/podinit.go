@@ -158,7 +158,8 @@ func failure(err error) initMessage {
 }
 
 // start starts the process that the memory file fds[0] describes, with
-// descriptors fds[1:]. It retries when another thread took the wanted number.
+// descriptors fds[1:]. When a thread has the wanted number, the next ones are
+// tried: what counts is that the number is high and known.
 func (p *initProc) start(fds []int) (pid, pidfd int, err error) {
 	if len(fds) == 0 {
 		return 0, -1, errors.New("start: no description")
@@ -187,6 +188,7 @@ func (p *initProc) start(fds []int) (pid, pidfd int, err error) {
 		if err := discard(pid, pidfd); err != nil {
 			return 0, -1, err
 		}
+		spec.PID++
 	}
 	return 0, -1, fmt.Errorf("start: process number %d is taken", spec.PID)
 }
