@@ -3,6 +3,7 @@ package stream
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 
 	"golang.org/x/sys/unix"
 
@@ -156,19 +157,26 @@ func (k *socket) filter(next uint32) error {
 // connect connects under repair. What is left of a closed connection with the
 // same addresses is removed first if it is in the way.
 func (k *socket) connect() error {
-	to := sockaddr(k.want.Family, k.remote)
-	err := k.sys.Connect(k.fd, to)
-	if errors.Is(err, unix.EADDRNOTAVAIL) {
-		gone := k.sys.TCPDestroy(k.netns, tuple(k.want.Family, k.local, k.remote))
-		if gone != nil {
+	err := k.sys.Connect(k.fd, sockaddr(k.want.Family, k.remote))
+	for try := 1; errors.Is(err, unix.EADDRNOTAVAIL) && try < k.connectTries(); try++ {
+		if k.over() {
+			k.remote = netip.AddrPortFrom(k.remote.Addr(), k.remote.Port()%standIns+1)
+		} else if gone := k.sys.TCPDestroy(k.netns, tuple(k.want.Family, k.local, k.remote)); gone != nil {
 			return errors.Join(err, gone)
 		}
-		err = k.sys.Connect(k.fd, to)
+		err = k.sys.Connect(k.fd, sockaddr(k.want.Family, k.remote))
 	}
 	if err != nil {
 		return err
 	}
 	return k.verifyLocal(true)
+}
+
+func (k *socket) connectTries() int {
+	if k.over() {
+		return standIns
+	}
+	return 2
 }
 
 // handshake returns the options that the two ends had agreed on.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 
 	"golang.org/x/sys/unix"
 
@@ -26,10 +27,15 @@ const captureTries = 1000
 // they are; the kernels go on to move bytes meanwhile.
 //
 // Precondition: no obstacles, or the caller accepts them.
-// Expected errors: *Refusal when a connection ended meanwhile; kernel errors
-// with EPERM (no CAP_NET_ADMIN over the network namespace).
+// Expected errors: kernel errors with EPERM (no CAP_NET_ADMIN over the network
+// namespace).
 func (set *Set) CaptureSend(ctx context.Context) error {
-	return set.capture(ctx, "send queue", (*end).captureSend)
+	return set.capture(ctx, "send queue", func(e *end) error {
+		if !e.connected() {
+			return nil
+		}
+		return e.captureSend()
+	})
 }
 
 // CaptureRecv copies the unread bytes of every connection.
@@ -38,7 +44,15 @@ func (set *Set) CaptureSend(ctx context.Context) error {
 // acknowledged and not yet here would otherwise be in neither copy.
 // Expected errors: as of CaptureSend.
 func (set *Set) CaptureRecv(ctx context.Context) error {
-	return set.capture(ctx, "receive queue", (*end).captureRecv)
+	return set.capture(ctx, "receive queue", func(e *end) error {
+		switch {
+		case e.over:
+			return e.captureOver()
+		case e.connected():
+			return e.captureRecv()
+		}
+		return nil
+	})
 }
 
 // errEnded says that a connection went to the closed state under our hands.
@@ -47,12 +61,9 @@ var errEnded = errors.New("connection ended meanwhile")
 func (set *Set) capture(ctx context.Context, what string, one func(*end) error) error {
 	return each(ctx, len(set.ends), func(i int) error {
 		e := set.ends[i]
-		if !e.connected() {
-			return nil
-		}
 		err := one(e)
 		if errors.Is(err, errEnded) {
-			return &Refusal{Obstacles: []Obstacle{{Rank: e.rank, FD: e.at, Flow: e.flow(), Reason: err.Error(), Retry: true}}}
+			err = e.end()
 		}
 		if err != nil {
 			return fmt.Errorf("stream: capture %s of %s: %w", what, e.name(), err)
@@ -177,14 +188,15 @@ func (e *end) captureRecv() error {
 			if n != len(buf) {
 				continue
 			}
-			return e.setRecv(start, buf)
+			e.tcp.Recv, e.tcp.RecvSeq, e.gotRecv = buf, start+uint32(n), true
+			return nil
 		}
 		return errors.New("receive queue does not hold still")
 	})
 }
 
 // recvRange returns the sequence number of the first unread byte and how many
-// there are. Bytes that arrive between the calls make it look again; bytes that
+// there are, and finds out whether the stream ends with them. Bytes that arrive between the calls make it look again; bytes that
 // arrive later do not matter, the sender still has them in its copy.
 func (e *end) recvRange() (start uint32, n int, err error) {
 	before, err := e.sys.TCPSeq(e.fd)
@@ -201,11 +213,16 @@ func (e *end) recvRange() (start uint32, n int, err error) {
 		if n < 0 || n > maxQueue {
 			return 0, 0, fmt.Errorf("receive queue of %d bytes", n)
 		}
+		ready, err := e.sys.Poll(e.fd, unix.POLLRDHUP, 0)
+		if err != nil {
+			return 0, 0, err
+		}
 		after, err := e.sys.TCPSeq(e.fd)
 		if err != nil {
 			return 0, 0, err
 		}
 		if before == after {
+			e.tcp.EOF = finReceived(e.tcp.State) || ready&unix.POLLRDHUP != 0
 			if e.tcp.State == stateClose {
 				return 0, 0, errEnded
 			}
@@ -219,15 +236,30 @@ func (e *end) recvRange() (start uint32, n int, err error) {
 	return 0, 0, errors.New("receive queue does not hold still")
 }
 
-// setRecv stores the unread bytes and finds out whether the stream ends there.
-func (e *end) setRecv(start uint32, buf []byte) error {
-	e.tcp.Recv = buf
-	e.tcp.RecvSeq = start + uint32(len(buf))
-	ready, err := e.sys.Poll(e.fd, unix.POLLRDHUP, 0)
+// end notes that the network ended a connection since the inventory. The other
+// end may see that later: then Pair refuses this round.
+func (e *end) end() error {
+	e.over = true
+	e.remote, e.tcp.Remote = netip.AddrPort{}, ""
+	e.tcp.Send, e.writeSeq, e.tcp.SendSeq, e.tcp.RecvSeq = nil, 0, 0, 0
+	return e.captureOver()
+}
+
+// captureOver copies what is left to read of a connection whose both directions
+// have ended. Nothing changes there any more.
+func (e *end) captureOver() error {
+	n, err := e.sys.SockIoctl(e.fd, unix.SIOCINQ)
 	if err != nil {
 		return err
 	}
-	e.tcp.EOF = finReceived(e.tcp.State) || ready&unix.POLLRDHUP != 0
+	buf := make([]byte, n)
+	if n > 0 {
+		if n, err = e.sys.Peek(e.fd, buf, 0); err != nil {
+			return err
+		}
+	}
+	e.tcp.Recv = buf[:n:n]
+	e.tcp.EOF, e.tcp.Closed, e.tcp.PeerGone = true, true, true
 	e.gotRecv = true
 	return nil
 }
@@ -267,7 +299,7 @@ func (set *Set) Marks() []podapi.Mark {
 func (set *Set) Record() (*Record, error) {
 	r := &Record{Slots: set.slots, Ends: make([]End, 0, len(set.ends))}
 	for _, e := range set.ends {
-		if e.connected() && (!e.gotSend || !e.gotRecv) {
+		if e.connected() && (!e.gotSend || !e.gotRecv) || e.over && !e.gotRecv {
 			return nil, fmt.Errorf("stream: record: %s was not captured", e.name())
 		}
 		t := e.tcp

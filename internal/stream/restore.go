@@ -160,11 +160,24 @@ func (k *socket) parse() (err error) {
 	if k.local, err = parseAddr(k.want.Family, k.want.Local); err != nil {
 		return err
 	}
-	if k.connected() {
+	switch {
+	case k.over():
+		// Nobody knows any more who the other end was. Any stands in for it:
+		// no packet of it will be let in.
+		k.remote = netip.AddrPortFrom(k.local.Addr(), uint16(k.want.Cookie%standIns)+1)
+	case k.connected():
 		k.remote, err = parseAddr(k.want.Family, k.want.Remote)
 	}
 	return err
 }
+
+// standIns is the number of ports that the other end of a connection that is
+// over may get.
+const standIns = 1000
+
+// over reports whether both directions of the connection had ended: its bytes
+// can be read, and then its end.
+func (k *socket) over() bool { return k.want.State == stateClose && k.want.EOF }
 
 func (k *socket) create() (err error) {
 	if k.fd, err = k.sys.Socket(k.netns, k.want.Family); err != nil {
@@ -176,7 +189,7 @@ func (k *socket) create() (err error) {
 }
 
 // connected reports whether the end has a stream.
-func (k *socket) connected() bool { return k.want.Remote != "" }
+func (k *socket) connected() bool { return k.want.Remote != "" || k.over() }
 
 // named adds operation and addresses to an error.
 func (k *socket) named(op string, err error) error {

@@ -41,6 +41,7 @@ type end struct {
 	writeSeq uint32         // end of the data we wrote
 	gotSend  bool
 	gotRecv  bool
+	over     bool // was connected; both directions ended
 }
 
 // Scan lists the TCP sockets of frozen processes. Other sockets are passed by.
@@ -258,10 +259,8 @@ func (set *Set) inspect(e *end) error {
 		set.refuse(e, "a peek offset is not supported", false)
 	}
 	if e.tcp.State == stateClose {
-		unread, err := e.sys.SockIoctl(e.fd, unix.SIOCINQ)
-		if unread > 0 {
-			set.refuse(e, "unread bytes of a connection that is over", true)
-		}
+		ready, err := e.sys.Poll(e.fd, unix.POLLRDHUP, 0)
+		e.over = ready&unix.POLLRDHUP != 0 && e.local.Port() != 0
 		return err
 	}
 	// MSG_OOB fails with EINVAL when no urgent byte is waiting or announced.
