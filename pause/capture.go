@@ -24,6 +24,7 @@ type captured struct {
 	rank  job.Rank
 	image image.Process
 	pages pages
+	times map[string]float64 // parts of the capture, in ms
 	// forced are parts of private mappings that the process may not read.
 	forced []kernel.Range
 }

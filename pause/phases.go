@@ -125,15 +125,17 @@ func (p *Pod) captureSend(ctx context.Context, r *Report) error {
 	}
 	eg.Go(func() error {
 		local := &obstacles{retry: true}
+		begin := time.Now()
 		err := p.round.files.capture(ctx, local)
 		mu.Lock()
+		r.TimesMS["files"] = ms(time.Since(begin))
 		defer mu.Unlock()
 		obs.join(local)
 		return err
 	})
 	snap.startCopies(ctx)
 	for i, q := range procs {
-		c := &captured{pid: q.pid, rank: q.rank}
+		c := &captured{pid: q.pid, rank: q.rank, times: map[string]float64{}}
 		snap.procs[i] = c
 		eg.Go(func() error {
 			local := &obstacles{retry: true}
@@ -141,6 +143,7 @@ func (p *Pod) captureSend(ctx context.Context, r *Report) error {
 			mu.Lock()
 			defer mu.Unlock()
 			obs.join(local)
+			r.merge(c.times)
 			if err != nil {
 				return fmt.Errorf("rank %d: %w", q.rank, err)
 			}
@@ -160,7 +163,13 @@ func (p *Pod) captureSend(ctx context.Context, r *Report) error {
 
 // captureOne starts the copy of a process' memory and describes it meanwhile.
 func (p *Pod) captureOne(ctx context.Context, q *process, c *captured, procs int, obs *obstacles) error {
+	begin := time.Now()
+	lap := func(name string) {
+		c.times[name] = ms(time.Since(begin))
+		begin = time.Now()
+	}
 	private, err := captureMaps(q, c, obs)
+	lap("maps")
 	if err != nil {
 		return err
 	}
@@ -168,19 +177,27 @@ func (p *Pod) captureOne(ctx context.Context, q *process, c *captured, procs int
 		return nil
 	}
 	runs, err := presentPages(p.group.sys, q.pid, private)
+	lap("scan")
 	if err != nil {
+		return err
+	}
+	// Mapping the stub waits for the copy, were it under way.
+	if err := q.frozen.Prepare(ctx); err != nil {
 		return err
 	}
 	buf, err := p.group.takeBuffer(ctx, int(total(runs)))
 	if err != nil {
 		return err
 	}
+	lap("buffer")
 	m := newMemory(runs, buf)
 	c.pages = m
 	p.draft.copies.Go(func() error {
 		return copyIn(p.draft.copyCtx, q.frozen, m, c.forced, p.workers(procs))
 	})
-	return captureProcess(ctx, q, c)
+	err = captureProcess(ctx, q, c)
+	lap("state")
+	return err
 }
 
 // workers is how many goroutines copy the memory of one of n processes.

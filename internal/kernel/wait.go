@@ -9,8 +9,8 @@ import (
 
 // WaitStop waits until the traced thread tid stops and returns the status.
 // Event stops have int(status)>>16 set to an Event* number. It polls: first
-// spinning (a stop takes some 10 us), then sleeping up to 0.2 ms at a time, so
-// that the deadline holds without signals.
+// spinning, then sleeping up to 0.2 ms at a time, so that the deadline holds
+// without signals.
 //
 // Expected errors: ErrTimeout; ErrGone, when the thread ended (it is reaped
 // then, and the status returned tells how); *Error with ECHILD when tid is not
@@ -32,7 +32,10 @@ func (s *Sys) WaitStop(tid int, deadline time.Time) (unix.WaitStatus, error) {
 			}
 			return ws, nil
 		}
-		if i < 20 {
+		if i < 100 {
+			continue // a stop takes some 10 us
+		}
+		if i < 150 {
 			SchedYield()
 			continue
 		}

@@ -19,7 +19,7 @@ import (
 )
 
 // build compiles testdata/NAME.c and returns the program's path.
-func build(t *testing.T, name string) string {
+func build(t testing.TB, name string) string {
 	t.Helper()
 	gcc, err := exec.LookPath("gcc")
 	if err != nil {
@@ -35,14 +35,14 @@ func build(t *testing.T, name string) string {
 
 // program is a running C program.
 type program struct {
-	t   *testing.T
+	t   testing.TB
 	cmd *exec.Cmd
 	out *bufio.Reader
 	in  io.WriteCloser
 }
 
 // start runs the program and waits for its line "ready".
-func start(t *testing.T, path string, args ...string) *program {
+func start(t testing.TB, path string, args ...string) *program {
 	t.Helper()
 	cmd := exec.Command(path, args...) //nolint:forbidigo // ended by the test itself
 	stdout, err := cmd.StdoutPipe()
@@ -84,13 +84,13 @@ func (p *program) finish() {
 	}
 }
 
-func testCtx(t *testing.T) context.Context {
+func testCtx(t testing.TB) context.Context {
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	t.Cleanup(cancel)
 	return ctx
 }
 
-func newTracer(t *testing.T, hook kernel.Hook) *Tracer {
+func newTracer(t testing.TB, hook kernel.Hook) *Tracer {
 	tr := NewTracer(kernel.New(hook))
 	t.Cleanup(func() { _ = tr.Close() })
 	return tr

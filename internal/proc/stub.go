@@ -55,6 +55,13 @@ func stubCode() []byte {
 // the process is thawed. Call it before the first injection.
 func (f *Frozen) Avoid(ranges []kernel.Range) { f.avoid = append(f.avoid, ranges...) }
 
+// Prepare maps the stub ahead of the first batch.
+//
+// Expected errors: as of Batch.Run.
+func (f *Frozen) Prepare(ctx context.Context) error {
+	return f.t.Do(func() error { return f.ensureStub(ctx, f.Leader()) })
+}
+
 // ensureStub maps the stub and writes its code.
 func (f *Frozen) ensureStub(ctx context.Context, th *Thread) error {
 	if f.stub != 0 {

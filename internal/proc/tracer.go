@@ -71,6 +71,7 @@ func (l *loop) run(ready chan struct{}) {
 		return
 	}
 	l.tid = unix.Gettid()
+	_ = unix.Prctl(unix.PR_SET_TIMERSLACK, 1, 0, 0, 0) // naps of 20 us, not of 70; only faster
 	close(ready)
 	defer close(l.done)
 	for {

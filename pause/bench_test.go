@@ -1,0 +1,47 @@
+package pause
+
+import (
+	"testing"
+	"time"
+
+	"github.com/lampause/lampause/job"
+)
+
+// BenchmarkStall measures Freeze to Resume of a small program with six
+// threads.
+func BenchmarkStall(b *testing.B) {
+	p := start(b, build(b, "mix"), b.TempDir()+"/out", "1000000")
+	pod, _ := newPod(b, nil, p)
+	sum := map[string]float64{}
+	e := job.Epoch(0)
+	for b.Loop() {
+		e++
+		ctx := testCtx(b)
+		if err := pod.Prepare(ctx); err != nil {
+			b.Fatal(err)
+		}
+		begin := time.Now()
+		for _, s := range []func() (*Report, error){
+			func() (*Report, error) { return pod.Freeze(ctx, e) },
+			func() (*Report, error) { return pod.CaptureSend(ctx, e) },
+			func() (*Report, error) { return pod.CaptureRecv(ctx, e) },
+			func() (*Report, error) { return pod.Resume(ctx, e, nil) },
+		} {
+			r, err := s()
+			if err != nil {
+				b.Fatal(err)
+			}
+			for k, v := range r.TimesMS {
+				sum[k] += v
+			}
+		}
+		sum["stall"] += ms(time.Since(begin))
+		if err := pod.Abandon(ctx, e); err != nil {
+			b.Fatal(err)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	for k, v := range sum {
+		b.ReportMetric(v/float64(e), "ms-"+k)
+	}
+}
