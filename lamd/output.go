@@ -92,7 +92,7 @@ func (p *podReader) run(ctx context.Context, out chan<- podapi.Output) {
 		node := j.Pods[p.pod].Node
 		var err error = errUnknownNode
 		if node != "" && st.Nodes[node].State == scheduler.Alive {
-			err = p.read(ctx, node, out)
+			err = p.readWhileThere(ctx, j.Pods[p.pod], out)
 		}
 		st = p.api.state()
 		j = st.Jobs[p.job]
@@ -101,6 +101,28 @@ func (p *podReader) run(ctx context.Context, out chan<- podapi.Output) {
 		}
 		p.pause(ctx, st.Index, err == nil && node == j.Pods[p.pod].Node)
 	}
+}
+
+// readWhileThere reads from the pod where it is, and gives up when the log has
+// moved it: a connection to a dead node says nothing.
+func (p *podReader) readWhileThere(ctx context.Context, at scheduler.Pod, out chan<- podapi.Output) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() {
+		for ctx.Err() == nil {
+			st := p.api.state()
+			j := st.Jobs[p.job]
+			if j == nil || j.Pods[p.pod].Node != at.Node || j.Pods[p.pod].Built != at.Built {
+				cancel()
+				return
+			}
+			select {
+			case <-p.api.changed(st.Index):
+			case <-ctx.Done():
+			}
+		}
+	}()
+	return p.read(ctx, at.Node, out)
 }
 
 // gone reports whether err means that there is nothing left to read.

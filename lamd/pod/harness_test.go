@@ -16,6 +16,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -58,6 +59,29 @@ func compile(t *testing.T, name string) string {
 	if out, err := exec.CommandContext(t.Context(), "mpicc", "-O1", "-o", exe, src).CombinedOutput(); err != nil {
 		t.Fatalf("mpicc %s: %v\n%s", name, err, out)
 	}
+	return open(t, exe)
+}
+
+// compileNAS builds a NAS kernel, such as "is.W".
+func compileNAS(t *testing.T, name string) string {
+	t.Helper()
+	src := filepath.Join(filepath.Dir(os.Args[0]), "nas")
+	if _, err := os.Stat(src); err != nil {
+		t.Skipf("no NAS kernels: %v", err)
+	}
+	kernel, class, _ := strings.Cut(name, ".")
+	exe := filepath.Join(t.TempDir(), name)
+	cmd := exec.CommandContext(t.Context(), "mpicc", "-O3", "-std=gnu11", "-DCLASS='"+class+"'", "-o", exe, kernel+".c", "nas.c", "-lm")
+	cmd.Dir = src
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("mpicc %s: %v\n%s", name, err, out)
+	}
+	return open(t, exe)
+}
+
+// open lets every user reach exe.
+func open(t *testing.T, exe string) string {
+	t.Helper()
 	for d := filepath.Dir(exe); d != "/" && d != os.TempDir(); d = filepath.Dir(d) {
 		if err := os.Chmod(d, 0o755); err != nil {
 			t.Fatal(err)

@@ -144,5 +144,8 @@ func reachable(t *testing.T) string {
 	if err := os.CopyFS(filepath.Join(dir, "testdata"), os.DirFS("testdata")); err != nil {
 		t.Fatal(err)
 	}
+	if err := os.CopyFS(filepath.Join(dir, "nas"), os.DirFS("../../bench/nas")); err != nil {
+		t.Logf("no NAS kernels: %v", err)
+	}
 	return path
 }

@@ -259,3 +259,64 @@ func TestLosePodAndRecover(t *testing.T) {
 		}
 	})
 }
+
+// Two ranks per pod, losses at random places of the run, several from the
+// same epoch, of pods that were rebuilt before.
+func TestManyLosses(t *testing.T) {
+	inCluster(t, func(t *testing.T) {
+		argv := []string{compile(t, "ring"), "1500", "30000", "10"}
+		want := undisturbed(t, 2, 2, argv...)
+		h := newHarness(t, 2, 2, argv...)
+		h.startAll()
+		h.pods[0].waitOutput(0, "step 20 ")
+		h.checkpoint(1)
+		for i := range 6 {
+			time.Sleep(time.Duration(37*i) * time.Millisecond) // somewhere in the run
+			p := job.PodIndex(1)
+			h.lose(p)
+			h.recover(i%2, p)
+			if i%2 == 0 {
+				h.checkpoint(h.epoch + 1)
+			}
+		}
+		wantOK(t, h.waitAll(runLimit), 4)
+		if got := h.pods[0].output(0, 1); got != want {
+			t.Errorf("output differs:\n%s\nwant\n%s", got, want)
+		}
+	})
+}
+
+// A survivor and a lost pod go back to an epoch at which ranks sat in the
+// barrier of MPI_Finalize, with unmodified benchmarks.
+func TestNASWithLosses(t *testing.T) {
+	inCluster(t, func(t *testing.T) {
+		for _, name := range []string{"cg.W", "mg.W", "is.W"} {
+			h := newHarness(t, 2, 2, compileNAS(t, name))
+			h.startAll()
+			h.waitReady()
+			h.checkpoint(1)
+			time.Sleep(150 * time.Millisecond)
+			h.lose(1)
+			h.recover(0, 1)
+			wantOK(t, h.waitAll(runLimit), 4)
+			if got := h.pods[0].output(0, 1); !strings.Contains(got, "SUCCESSFUL") {
+				t.Errorf("%s: output %q", name, got)
+			}
+			for _, p := range h.pods {
+				p.kill()
+			}
+		}
+	})
+}
+
+// waitReady waits until MPI_Init is about to end in all pods.
+func (h *harness) waitReady() {
+	h.t.Helper()
+	ctx, cancel := context.WithTimeout(h.t.Context(), runLimit)
+	defer cancel()
+	for _, p := range h.pods {
+		if err := p.events(ctx, func(e podapi.Event) bool { return e.Kind == evReady }); err != nil {
+			h.t.Fatalf("pod %d: %v", p.index, err)
+		}
+	}
+}
