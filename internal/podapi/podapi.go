@@ -74,7 +74,7 @@ const (
 // Between OpStop and OpRelease a pod never resumes by itself.
 const (
 	OpStop     Op = "stop"     // freeze; answer: Marks of live TCP ends
-	OpRollback Op = "rollback" // drain kept connections to Targets, memory back to Epoch, rebuild connections to Lost pods
+	OpRollback Op = "rollback" // memory, files and every connection back to Epoch, in place
 	OpRestore  Op = "restore"  // rebuild every rank of the pod from the image of Epoch
 	OpRelease  Op = "release"  // leave repair mode, refill send queues, resume
 )
@@ -110,7 +110,7 @@ type PhaseRequest struct {
 	Op         Op                 `json:"op"`
 	Epoch      job.Epoch          `json:"epoch"`
 	DeadlineMS int64              `json:"deadline_ms"`     // from receipt, CLOCK_MONOTONIC
-	Peers      []Mark             `json:"peers,omitempty"` // the other ends of this pod's flows (Resume: at the epoch; Rollback: live targets)
+	Peers      []Mark             `json:"peers,omitempty"` // the other ends of this pod's flows (Resume: at the epoch; Rollback needs none)
 	Lost       []job.PodIndex     `json:"lost,omitempty"`  // Rollback: pods that are rebuilt
 	Book       []job.PodAddress   `json:"book,omitempty"`  // Rollback, Restore: the new address book
 	Placement  []job.PodPlacement `json:"placement,omitempty"`
