@@ -1,0 +1,440 @@
+package conduct
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/lampause/lampause/internal/podapi"
+	"github.com/lampause/lampause/job"
+	"github.com/lampause/lampause/scheduler"
+)
+
+// elect makes a node that reaches the majority the leader of a new term.
+func (w *world) elect() {
+	for _, n := range w.sorted() {
+		if n.up && n.lamd && !n.cut {
+			w.term++
+			l := &wleader{w: w, node: n, term: w.term, core: NewLeader(Config{Pair: pairAll}, w.term, w.now), read: map[*wpod]int{}}
+			w.leaders = append(w.leaders, l)
+			w.logf("%s leads in term %d", n.id, w.term)
+			l.step(Committed{State: w.st})
+			l.poll()
+			return
+		}
+	}
+	w.after(time.Second, w.elect)
+}
+
+func pairAll(m map[job.PodIndex][]podapi.Mark) (map[job.PodIndex][]podapi.Mark, error) { return m, nil }
+
+// leader returns the one that can use the log, nil when there is none.
+func (w *world) leader() *wleader {
+	if n := len(w.leaders); n > 0 && !w.leaders[n-1].over && w.leaders[n-1].ruling() {
+		return w.leaders[n-1]
+	}
+	return nil
+}
+
+func (l *wleader) ruling() bool {
+	return !l.over && l.term == l.w.term && l.node.up && l.node.lamd && !l.node.cut
+}
+
+// toLeaders shows the newest state, and an event unless nil, to those who can
+// see it.
+func (w *world) toLeaders(ev Event) {
+	if l := w.leader(); l != nil {
+		l.step(Committed{State: w.st})
+		if ev != nil {
+			l.step(ev)
+		}
+	}
+}
+
+func (l *wleader) step(ev Event) {
+	if l.over || !l.node.up || !l.node.lamd {
+		return
+	}
+	for _, a := range l.core.Step(l.w.now, ev) {
+		l.w.perform(l, a)
+	}
+	at, ok := l.core.Next()
+	if ok && at <= l.w.now {
+		l.w.fail("term %d: next tick at %v is not in the future", l.term, at)
+		return
+	}
+	if ok && (l.timer <= l.w.now || at < l.timer) {
+		l.timer = at
+		l.w.after(at-l.w.now, func() {
+			if l.timer == at {
+				l.step(Tick{})
+			}
+		})
+	}
+}
+
+// poll reads the event streams of all pods, renews leases, and tells the
+// leader what gossip knows; over and over.
+func (l *wleader) poll() {
+	w := l.w
+	if l.over || !l.node.up || !l.node.lamd {
+		return
+	}
+	if !l.ruling() {
+		// A leader without a majority knows it soon.
+		w.after(time.Second, func() { l.over = true })
+		return
+	}
+	for _, n := range w.sorted() {
+		if w.reach(l.node, n.id) == nil {
+			continue
+		}
+		for _, id := range w.st.JobIDs() {
+			if p := n.pods[id]; p != nil {
+				l.readEvents(p)
+				w.renew(l, p)
+			}
+		}
+	}
+	w.after(w.delay(200, 300), l.poll)
+}
+
+func (l *wleader) readEvents(p *wpod) {
+	for i := l.read[p]; i < len(p.events); i++ {
+		l.step(PodReport{Job: p.spec.Job, Pod: p.spec.Placement.Pod, Node: p.node.id, Event: p.events[i]})
+	}
+	l.read[p] = len(p.events)
+}
+
+// renew is a pod's request, through its lamd, for a longer lease.
+func (w *world) renew(l *wleader, p *wpod) {
+	sent := w.now
+	ref := scheduler.NodeRef{Node: p.node.id, Boot: p.node.boot}
+	w.after(w.delay(1, 30), func() {
+		// The leader is confirmed by a majority between request and answer.
+		if !l.ruling() || w.reach(l.node, p.node.id) == nil || !l.core.Renew(w.now, ref) {
+			return
+		}
+		w.after(w.delay(1, 30), func() {
+			if w.reach(l.node, p.node.id) == nil || p.dead {
+				return
+			}
+			p.settle(w.now)
+			p.lease = max(p.lease, sent+2*time.Second)
+		})
+	})
+}
+
+// perform carries out an action of a leader.
+func (w *world) perform(l *wleader, a Action) {
+	w.logAction(l, a)
+	w.actions++
+	if w.onAction != nil {
+		w.onAction()
+	}
+	switch a := a.(type) {
+	case Propose:
+		w.propose(l, a)
+	case StartPod:
+		w.ask(l, a.Ref, a.Node, a.Timeout, 10, 60, func(n *wnode) Done { return w.startPod(n, a) })
+	case KillPod:
+		w.ask(l, a.Ref, a.Node, a.Timeout, 1, 30, func(n *wnode) Done {
+			if p := n.pods[a.Job]; p != nil && p.spec.Placement.Pod == a.Pod && p.spec.Incarnation <= a.UpTo {
+				w.killPod(p)
+			}
+			return Done{}
+		})
+	case Call:
+		w.ask(l, a.Ref, a.Node, a.Timeout, 1, opTime(a.Request.Op), func(n *wnode) Done {
+			p := n.pods[a.Job]
+			if p == nil || p.spec.Placement.Pod != a.Pod {
+				return Done{Failure: &Failure{Kind: FailedForGood, Text: "no such pod"}}
+			}
+			return w.phase(p, a.Request)
+		})
+	case Copy:
+		w.ask(l, a.Ref, a.To, a.Timeout, 5, 200, func(n *wnode) Done { return w.copyImage(n, a) })
+	case Seal:
+		w.ask(l, a.Ref, a.Node, a.Timeout, 1, 10, func(*wnode) Done { return Done{} })
+	case Drop:
+		if n := w.reach(l.node, a.Node); n != nil {
+			w.drop(n, a)
+		}
+	case PullFences:
+		w.ask(l, a.Ref, a.Node, a.Timeout, 1, 10, func(n *wnode) Done { return w.pullFences(n, a) })
+	case FenceAnswer:
+		w.fenceAnswer(l, a)
+	case Answer:
+		w.answers = append(w.answers, a)
+	}
+}
+
+// pullFences tells at which fences a pod ever arrived.
+func (w *world) pullFences(n *wnode, a PullFences) Done {
+	p := n.pods[a.Job]
+	if p == nil || p.spec.Placement.Pod != a.Pod || p.state == "building" {
+		return Done{Failure: &Failure{Kind: RefusedNow, Text: "not now"}}
+	}
+	var d Done
+	last := p.passed
+	if p.waits {
+		last++
+	}
+	for seq := 1; seq <= last; seq++ {
+		d.Fences = append(d.Fences, p.fence(seq))
+	}
+	return d
+}
+
+func (p *wpod) fence(seq int) podapi.Fence {
+	key := fmt.Sprintf("p%d", p.spec.Placement.Pod)
+	return podapi.Fence{Header: p.head, Pod: p.spec.Placement.Pod, Seq: seq, Puts: map[string]string{key: fmt.Sprint(seq)}}
+}
+
+// fenceAnswer lets those through who waited, or makes them post again.
+func (w *world) fenceAnswer(l *wleader, a FenceAnswer) {
+	for _, t := range a.Tickets {
+		p := w.posts[t]
+		delete(w.posts, t)
+		w.after(w.delay(1, 10), func() {
+			if p == nil || p.dead || p.asked != t || w.reach(l.node, p.node.id) == nil {
+				return
+			}
+			p.asked = 0
+			if a.Stale || !p.waits || p.state != "running" && p.state != "frozen" || a.Reply.Seq != p.passed+1 {
+				return
+			}
+			if len(a.Reply.Puts) != len(w.st.Jobs[p.spec.Job].Pods) {
+				w.fail("fence %d answered with %d puts", a.Reply.Seq, len(a.Reply.Puts))
+			}
+			p.settle(w.now)
+			p.passed, p.waits = p.passed+1, false
+		})
+	}
+}
+
+// fences is how many PMI fences a rank passes on its way, evenly spread.
+const fences = 4
+
+// atFence brings a pod to its next fence when it is due, and posts there.
+func (w *world) atFence(p *wpod) {
+	if p.passed < fences && !p.waits && p.computing(w.now) && p.progress >= w.work*time.Duration(p.passed)/fences {
+		p.waits = true
+	}
+	l := w.leader()
+	if !p.waits || p.state != "running" || l == nil || w.reach(l.node, p.node.id) == nil {
+		return
+	}
+	if q := w.posts[p.asked]; p.asked != 0 && q == p && w.now < p.posted+2*time.Second {
+		return
+	}
+	w.ticket++
+	p.asked, p.posted = w.ticket, w.now
+	w.posts[w.ticket] = p
+	l.step(Fence{Ticket: w.ticket, Fence: p.fence(p.passed + 1)})
+}
+
+func opTime(op podapi.Op) int {
+	switch op {
+	case podapi.OpWrite:
+		return 400
+	case podapi.OpRestore, podapi.OpRollback:
+		return 150
+	}
+	return 15
+}
+
+// ask sends a request to a node. The request or its answer may be lost.
+func (w *world) ask(l *wleader, ref Ref, node job.NodeID, timeout time.Duration, lo, hi int, do func(*wnode) Done) {
+	lost := func(text string) {
+		w.after(min(timeout, w.delay(5, 300)), func() {
+			l.step(Done{Ref: ref, Failure: &Failure{Kind: Unreachable, Text: text}})
+		})
+	}
+	half := w.delay(lo, hi) / 2
+	w.after(half, func() {
+		n := w.reach(l.node, node)
+		if n == nil || w.chance(w.lazy) {
+			lost("no route to " + string(node))
+			return
+		}
+		d := do(n)
+		d.Ref = ref
+		w.after(half, func() {
+			if w.reach(l.node, node) == nil || w.chance(w.lazy) {
+				lost("answer of " + string(node) + " lost")
+				return
+			}
+			l.step(d)
+		})
+	})
+}
+
+func (w *world) propose(l *wleader, a Propose) {
+	w.after(w.delay(1, 10), func() {
+		if !l.ruling() || w.chance(w.lazy) {
+			w.after(w.delay(50, 500), func() {
+				l.step(Done{Ref: a.Ref, Failure: &Failure{Kind: Unreachable, Text: "not applied in time"}})
+			})
+			return
+		}
+		r := w.apply(a.Command)
+		if w.chance(w.lazy) { // applied, and nobody knows
+			w.after(w.delay(50, 500), func() {
+				l.step(Committed{State: w.st})
+				l.step(Done{Ref: a.Ref, Failure: &Failure{Kind: Unreachable, Text: "outcome not known"}})
+			})
+			return
+		}
+		d := Done{Ref: a.Ref}
+		if r != nil {
+			d.Failure = &Failure{Kind: Refused, Text: r.Text, Exit: r.Exit}
+		}
+		l.step(Committed{State: w.st})
+		l.step(d)
+	})
+}
+
+func (w *world) startPod(n *wnode, a StartPod) Done {
+	if p := n.pods[a.Job]; p != nil {
+		if p.spec.Incarnation == a.Spec.Incarnation && p.spec.Placement.Pod == a.Pod {
+			return Done{}
+		}
+		if p.spec.Incarnation > a.Spec.Incarnation {
+			return Done{Failure: &Failure{Kind: Refused, Text: "a newer pod is there"}}
+		}
+		w.killPod(p)
+	}
+	p := &wpod{
+		spec: a.Spec, node: n, head: a.Spec.Header, state: "running", since: w.now,
+		lease: w.now + time.Duration(a.Spec.LeaseMS)*time.Millisecond, taken: map[job.Epoch]wimage{},
+	}
+	if a.Spec.Restore {
+		p.state = "building"
+	}
+	n.pods[a.Job] = p
+	w.watchWork(p)
+	return Done{}
+}
+
+// watchWork lets the ranks of a pod exit when they have computed enough.
+func (w *world) watchWork(p *wpod) {
+	if p.dead || !p.node.up {
+		return
+	}
+	p.settle(w.now)
+	if w.now > p.lease+10*time.Second {
+		w.killPod(p) // as a supervisor does that nobody renews
+		return
+	}
+	w.atFence(p)
+	if p.computing(w.now) && !p.waits && p.progress >= w.work {
+		p.ended, p.progress = true, w.work
+		for _, r := range p.spec.Placement.Ranks {
+			w.emit(p, "exit", &job.Exit{Rank: r})
+		}
+	}
+	w.after(200*time.Millisecond, func() { w.watchWork(p) })
+}
+
+func (w *world) emit(p *wpod, kind string, x *job.Exit) {
+	ev := podapi.Event{Seq: uint64(len(p.events) + 1), Incarnation: p.head.Incarnation, Kind: kind, Exit: x}
+	if x != nil {
+		ev.Rank = x.Rank
+	}
+	p.events = append(p.events, ev)
+}
+
+func (w *world) copyImage(n *wnode, a Copy) Done {
+	key := imageKey{a.Job, a.Epoch, a.Pod}
+	if _, ok := n.images[key]; ok {
+		return Done{}
+	}
+	for _, f := range a.From {
+		if src := w.reach(n, f); src != nil {
+			if im, ok := src.images[key]; ok {
+				n.images[key] = im
+				return Done{}
+			}
+		}
+	}
+	return Done{Failure: &Failure{Kind: Unreachable, Text: fmt.Sprintf("no image of pod %d on %v", a.Pod, a.From)}}
+}
+
+func (w *world) drop(n *wnode, a Drop) {
+	j := w.st.Jobs[a.Job]
+	for key := range n.images {
+		if key.job != a.Job || a.Epoch != 0 && key.epoch != a.Epoch {
+			continue
+		}
+		if j != nil && j.Find(key.epoch) != nil && slices.Contains(j.Find(key.epoch).Images[key.pod].Holders, n.id) {
+			w.fail("image of epoch %d pod %d dropped on %s, and the log counts on it", key.epoch, key.pod, n.id)
+		}
+		delete(n.images, key)
+	}
+}
+
+func (w *world) logAction(l *wleader, a Action) {
+	if w.trace == nil {
+		return
+	}
+	switch a := a.(type) {
+	case Propose:
+		w.logf("  propose %s", commandText(a.Command))
+	case StartPod:
+		w.logf("  start pod %d on %s incarnation %d restore=%t", a.Pod, a.Node, a.Spec.Incarnation, a.Spec.Restore)
+	case KillPod:
+		w.logf("  kill pod %d on %s up to %d", a.Pod, a.Node, a.UpTo)
+	case Call:
+		w.logf("  %s pod %d on %s epoch %d", a.Request.Op, a.Pod, a.Node, a.Request.Epoch)
+	case Copy:
+		w.logf("  copy epoch %d pod %d from %v to %s", a.Epoch, a.Pod, a.From, a.To)
+	case Seal:
+		w.logf("  seal epoch %d of pods %v on %s", a.Epoch.Epoch, a.Pods, a.Node)
+	case Drop:
+		w.logf("  drop epoch %d on %s", a.Epoch, a.Node)
+	case PullFences:
+		w.logf("  pull fences of pod %d on %s", a.Pod, a.Node)
+	case Answer:
+		w.logf("  answer %d: %s", a.Ticket, failureText(a.Failure))
+	case FenceAnswer:
+		w.logf("  answer fence %d to %v stale=%t %v", a.Reply.Seq, a.Tickets, a.Stale, a.Reply.Puts)
+	}
+}
+
+func failureText(f *Failure) string {
+	if f == nil {
+		return "done"
+	}
+	return f.Text
+}
+
+func commandText(c scheduler.Command) string {
+	switch {
+	case c.DeclareDead != nil:
+		return fmt.Sprintf("dead %v", c.DeclareDead.Nodes)
+	case c.Started != nil:
+		return "started"
+	case c.BeginEpoch != nil:
+		return "begin epoch"
+	case c.Commit != nil:
+		return fmt.Sprintf("commit epoch %d", c.Commit.Epoch)
+	case c.Abandon != nil:
+		return fmt.Sprintf("abandon epoch %d: %s", c.Abandon.Epoch, c.Abandon.Reason)
+	case c.Collect != nil:
+		return fmt.Sprintf("collect before %d", c.Collect.Before)
+	case c.Replicated != nil:
+		return fmt.Sprintf("replicated epoch %d pod %d on %s", c.Replicated.Epoch, c.Replicated.Pod, c.Replicated.Node.Node)
+	case c.Recover != nil:
+		return fmt.Sprintf("recover pods %v move %v (%s): %s", c.Recover.Pods, c.Recover.Move, c.Recover.Why, c.Recover.Cause)
+	case c.Recovered != nil:
+		return "recovered"
+	case c.End != nil:
+		return fmt.Sprintf("end code %d: %s", c.End.Code, c.End.Reason)
+	case c.Retire != nil:
+		return "retire"
+	case c.Suspend != nil:
+		return fmt.Sprintf("suspend %t", c.Suspend.On)
+	}
+	return "?"
+}

@@ -1,0 +1,245 @@
+package conduct
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/lampause/lampause/job"
+)
+
+// stepWorld is a quiet cluster of four compute nodes and two spares with a job
+// of eight ranks, checkpointed every three seconds.
+func stepWorld(seed uint64, replicas int, trace *strings.Builder) *world {
+	w := newWorld(seed, 4, 2)
+	w.trace = trace
+	w.work = 8 * time.Second
+	spec := simSpec(8, 3*time.Second)
+	spec.Replicas = replicas
+	w.start(spec)
+	return w
+}
+
+// finish plays on until the job is put away.
+func (w *world) finish() error {
+	w.run(w.now+3*time.Minute, w.ended)
+	w.run(w.now+15*time.Second, func() bool { return false })
+	if w.bad != nil {
+		return w.bad
+	}
+	return w.verdict()
+}
+
+// TestFaultAtEveryStep lets every kind of fault strike at every single action
+// of a leader, from the launch to the end. With a committed epoch the job must
+// end as if nothing had happened.
+func TestFaultAtEveryStep(t *testing.T) {
+	faults := map[string]func(*world){
+		"crash n2":        func(w *world) { w.crash("n2", false) },
+		"cut n2":          func(w *world) { w.crash("n2", true) },
+		"crash leader":    func(w *world) { w.crash("n1", false) },
+		"cut leader":      func(w *world) { w.crash("n1", true) },
+		"crash spare":     func(w *world) { w.crash("n5", false) },
+		"kill rank":       func(w *world) { w.kill("n3", "rank") },
+		"kill pod":        func(w *world) { w.kill("n3", "pod") },
+		"lamd restarts":   func(w *world) { w.restartLamd("n2") },
+		"leader restarts": func(w *world) { w.restartLamd("n1") },
+		"false alarm":     func(w *world) { w.falseAlarm("n2") },
+	}
+	for name, fault := range faults {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			for n := 1; ; n++ {
+				struck, err := strike(n, 2, fault, nil)
+				if err != nil {
+					var trace strings.Builder
+					_, _ = strike(n, 2, fault, &trace)
+					t.Fatalf("at action %d: %v\n%s", n, err, tail(trace.String(), 400))
+				}
+				if !struck {
+					t.Logf("%d actions", n-1)
+					return
+				}
+			}
+		})
+	}
+}
+
+// strike plays the job with a fault at the n-th action.
+func strike(n, replicas int, fault func(*world), trace *strings.Builder) (struck bool, err error) {
+	w := stepWorld(uint64(n), replicas, trace)
+	safe := false
+	w.onAction = func() {
+		if w.actions == n && !w.ended() {
+			struck = true
+			w.after(0, func() {
+				safe = w.st.Jobs[1].Newest() != nil
+				fault(w)
+			})
+		}
+	}
+	if n <= w.actions { // the launch itself went by
+		struck = true
+		fault(w)
+	}
+	if err := w.finish(); err != nil {
+		return struck, err
+	}
+	if code := *w.st.Jobs[1].ExitCode; safe && code != 0 {
+		return struck, fmt.Errorf("ended with %d: %s", code, w.st.Jobs[1].Reason)
+	}
+	return struck, nil
+}
+
+// TestSecondFaultAtEveryStep loses a node, and then, at every single action of
+// the recovery, a second one. With three replicas the job survives both.
+func TestSecondFaultAtEveryStep(t *testing.T) {
+	second := map[string]func(*world){
+		"the spare":         func(w *world) { w.crash("n5", false); w.crash("n6", false) },
+		"a survivor":        func(w *world) { w.crash("n3", false) },
+		"the leader":        func(w *world) { w.crash("n1", false) },
+		"the leader's link": func(w *world) { w.crash("n1", true) },
+		"a survivor's pod":  func(w *world) { w.kill("n4", "pod") },
+		"lamd of a spare":   func(w *world) { w.restartLamd("n5"); w.restartLamd("n6") },
+		"the node returns":  func(w *world) { w.revive("n2") },
+	}
+	for name, fault := range second {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			for n := 1; n < 200; n++ {
+				if err := strikeTwice(n, fault, nil); err != nil {
+					var trace strings.Builder
+					_ = strikeTwice(n, fault, &trace)
+					t.Fatalf("at action %d: %v\n%s", n, err, tail(trace.String(), 400))
+				}
+			}
+		})
+	}
+}
+
+func strikeTwice(n int, fault func(*world), trace *strings.Builder) error {
+	w := stepWorld(uint64(n), 4, trace)
+	w.run(5*time.Second, w.ended)
+	w.crash("n2", n%2 == 0)
+	from := w.actions
+	w.onAction = func() {
+		if w.actions == from+n {
+			w.after(0, func() { fault(w) })
+			w.after(20*time.Second, func() { // somebody repairs what there is
+				for _, nd := range w.sorted() {
+					w.revive(nd.id)
+				}
+			})
+		}
+	}
+	if err := w.finish(); err != nil {
+		return err
+	}
+	if j := w.st.Jobs[1]; *j.ExitCode != 0 {
+		return fmt.Errorf("ended with %d: %s", *j.ExitCode, j.Reason)
+	}
+	return nil
+}
+
+// TestVerdicts: how a job ends that cannot go on, or need not.
+func TestVerdicts(t *testing.T) {
+	for _, tc := range []struct {
+		name   string
+		change func(*job.Spec)
+		play   func(*world)
+		code   int
+		reason string
+	}{
+		{"undisturbed", nil, func(*world) {}, 0, ""},
+		{"crash of the program", nil, func(w *world) {
+			w.run(5*time.Second, w.ended)
+			w.kill("n2", "segv")
+		}, 139, "rank 2 on n2 was ended by signal 11"},
+		{"crash, with a retry", func(s *job.Spec) { s.CrashRetries = 1 }, func(w *world) {
+			w.run(5*time.Second, w.ended)
+			w.kill("n2", "segv")
+		}, 0, ""},
+		{"killed before any checkpoint", nil, func(w *world) {
+			w.run(2*time.Second, w.ended)
+			w.kill("n2", "rank")
+		}, 137, "rank 2 on n2 was ended by signal 9"},
+		{"killed after a checkpoint", nil, func(w *world) {
+			w.run(5*time.Second, w.ended)
+			w.kill("n2", "rank")
+		}, 0, ""},
+		{"node lost before any checkpoint", nil, func(w *world) {
+			w.run(2*time.Second, w.ended)
+			w.crash("n3", false)
+		}, 69, "node n3 with ranks 4-5: the job had no checkpoint yet"},
+		{"all replicas lost", func(s *job.Spec) { s.Replicas = 1 }, func(w *world) {
+			w.run(5*time.Second, w.ended)
+			w.crash("n3", false)
+		}, 69, "no intact image of ranks 4-5"},
+		{"no spare, abort", func(s *job.Spec) { s.NoSpare = job.NoSpareAbort }, func(w *world) {
+			w.run(5*time.Second, w.ended)
+			w.crash("n5", false)
+			w.crash("n6", false)
+			w.run(9*time.Second, w.ended)
+			w.crash("n3", false)
+		}, 75, "no spare"},
+		{"no spare, wait for it", nil, func(w *world) {
+			w.run(5*time.Second, w.ended)
+			w.crash("n5", false)
+			w.crash("n6", false)
+			w.run(9*time.Second, w.ended)
+			w.crash("n3", false)
+			w.run(40*time.Second, w.ended)
+			w.revive("n6")
+		}, 0, ""},
+		{"vacated", nil, func(w *world) {
+			w.run(5*time.Second, w.ended)
+			w.toLeaders(Verb{Ticket: 9, Job: 1, Kind: VerbVacate})
+		}, 75, "vacated"},
+		{"killed by the user", nil, func(w *world) {
+			w.run(5*time.Second, w.ended)
+			w.toLeaders(Verb{Ticket: 9, Job: 1, Kind: VerbKill, Code: 130, Reason: "interrupted"})
+		}, 130, "interrupted"},
+		{"restart policy", func(s *job.Spec) { s.OnFailure = job.OnFailureRestart }, func(w *world) {
+			w.run(5*time.Second, w.ended)
+			w.crash("n3", false)
+		}, 0, ""},
+		{"suspended over a loss, and resumed", nil, func(w *world) {
+			w.run(5*time.Second, w.ended)
+			w.toLeaders(Verb{Ticket: 8, Job: 1, Kind: VerbSuspend})
+			w.run(6*time.Second, w.ended)
+			w.crash("n3", false)
+			w.run(30*time.Second, w.ended)
+			if w.ended() {
+				w.fail("ended while suspended")
+			}
+			w.toLeaders(Verb{Ticket: 9, Job: 1, Kind: VerbResume})
+		}, 0, ""},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			var trace strings.Builder
+			w := newWorld(1, 4, 2)
+			w.trace = &trace
+			w.work = 12 * time.Second
+			spec := simSpec(8, 3*time.Second)
+			if tc.change != nil {
+				tc.change(&spec)
+			}
+			w.start(spec)
+			tc.play(w)
+			w.run(w.now+2*time.Minute, w.ended)
+			j := w.st.Jobs[1]
+			if w.bad != nil || !j.Retired || *j.ExitCode != tc.code || !strings.Contains(j.Reason, tc.reason) {
+				t.Fatalf("%v; job %s, exit %v, %q\n%s", w.bad, j.Shown(), j.ExitCode, j.Reason, tail(trace.String(), 120))
+			}
+			for _, a := range w.answers {
+				if a.Failure != nil {
+					t.Errorf("answer %d: %s", a.Ticket, a.Failure.Text)
+				}
+			}
+			if tc.code >= 100 && j.Epochs != nil {
+				t.Error("images are left")
+			}
+		})
+	}
+}
