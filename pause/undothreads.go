@@ -23,14 +23,13 @@ func (u *undo) threads(ctx context.Context) error {
 	}
 	for i := range u.c.image.Threads {
 		t := &u.c.image.Threads[i]
-		th, born := live[t.TID], false
+		th := live[t.TID]
 		if th == nil {
 			if th, err = u.rebirth(ctx, t); err != nil {
 				return fmt.Errorf("thread %d: make anew: %w", t.TID, err)
 			}
-			born = true
 		}
-		if err := u.thread(ctx, th, t, born); err != nil {
+		if err := u.thread(ctx, th, t); err != nil {
 			return fmt.Errorf("thread %d: %w", t.TID, err)
 		}
 	}
@@ -65,7 +64,7 @@ func (u *undo) rebirth(ctx context.Context, t *image.Thread) (*proc.Thread, erro
 }
 
 // thread puts one thread back.
-func (u *undo) thread(ctx context.Context, th *proc.Thread, t *image.Thread, born bool) error {
+func (u *undo) thread(ctx context.Context, th *proc.Thread, t *image.Thread) error {
 	f := u.p.frozen
 	b := f.Batch(th)
 	const onStack = 1 // SS_ONSTACK tells, it cannot be set
@@ -77,8 +76,18 @@ func (u *undo) thread(ctx context.Context, th *proc.Thread, t *image.Thread, bor
 	b.Call(unix.SYS_SET_TID_ADDRESS, t.ClearTID)
 	b.Call(unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, uint64(t.PDeathSig))
 	b.Call(unix.SYS_PRCTL, unix.PR_SET_NAME, b.String(t.Comm))
-	if born && t.RseqAddr != 0 {
-		b.Call(unix.SYS_RSEQ, t.RseqAddr, uint64(t.RseqLen), 0, uint64(t.RseqSig))
+	have, err := f.Rseq(th)
+	if err != nil {
+		return err
+	}
+	if have.Addr != t.RseqAddr || have.Len != t.RseqLen || have.Sig != t.RseqSig {
+		const unregister = 1 // RSEQ_FLAG_UNREGISTER
+		if have.Addr != 0 {
+			b.Call(unix.SYS_RSEQ, have.Addr, uint64(have.Len), unregister, uint64(have.Sig))
+		}
+		if t.RseqAddr != 0 {
+			b.Call(unix.SYS_RSEQ, t.RseqAddr, uint64(t.RseqLen), 0, uint64(t.RseqSig))
+		}
 	}
 	if err := b.Run(ctx); err != nil {
 		return err

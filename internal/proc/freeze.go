@@ -78,7 +78,7 @@ func (f *Frozen) freeze(ctx context.Context) error {
 	if f.Leader() == nil {
 		return kernel.ErrGone
 	}
-	return f.readThreads()
+	return f.checkThreads()
 }
 
 // stopNew stops the threads that are not stopped yet and returns how many
@@ -149,17 +149,33 @@ func (f *Frozen) firstStop(th *Thread, deadline time.Time) error {
 		return err
 	}
 	th.running = false
-	switch event := int(ws) >> 16; {
-	case event == kernel.EventStop:
+	if event := int(ws) >> 16; event == kernel.EventStop {
 		if sig := ws.StopSignal(); sig != unix.SIGTRAP {
 			f.GroupStop = sig
 		}
-	case event == 0:
+	} else if event == 0 {
 		th.Signal = ws.StopSignal()
-		return twice(func() (err error) {
-			th.SigInfo, err = f.sys.GetSigInfo(th.TID)
+	}
+	return f.readThread(th)
+}
+
+// readThread reads what the thread goes on with. It is done at once, since
+// every way out has to hide the stop from the program.
+func (f *Frozen) readThread(th *Thread) error {
+	for _, read := range []func() error{
+		func() (err error) { th.Regs, err = f.sys.GetRegs(th.TID); return err },
+		func() (err error) { th.SigMask, err = f.sys.GetSigMask(th.TID); return err },
+		func() (err error) {
+			if th.Signal != 0 {
+				th.SigInfo, err = f.sys.GetSigInfo(th.TID)
+			}
 			return err
-		})
+		},
+		func() error { return f.hideStop(th) },
+	} {
+		if err := twice(read); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -173,21 +189,11 @@ func (f *Frozen) forget(th *Thread) {
 	}
 }
 
-// readThreads reads registers and masks; the leader comes first.
-func (f *Frozen) readThreads() error {
+// checkThreads puts the leader first and refuses what cannot be worked on.
+func (f *Frozen) checkThreads() error {
 	for i, th := range f.Threads {
-		var err error
-		if th.Regs, err = f.sys.GetRegs(th.TID); err != nil {
-			return err
-		}
-		if th.SigMask, err = f.sys.GetSigMask(th.TID); err != nil {
-			return err
-		}
 		if th.Regs.Cs != userCS {
 			return fmt.Errorf("32-bit code: %w", ErrUnsupported)
-		}
-		if err := f.hideStop(th); err != nil {
-			return err
 		}
 		if th.TID == f.PID {
 			f.Threads[0], f.Threads[i] = th, f.Threads[0]

@@ -1,0 +1,176 @@
+package pause
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/lampause/lampause/internal/kernel"
+	"github.com/lampause/lampause/internal/proc"
+	"github.com/lampause/lampause/job"
+)
+
+// fault fails the n-th kernel or injected call.
+type fault struct {
+	mu    sync.Mutex
+	calls int
+	n     int
+	hit   string
+}
+
+func (f *fault) hook(op string, _ int) unix.Errno {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.calls++
+	if f.calls == f.n {
+		f.hit = op
+		return unix.EIO
+	}
+	return 0
+}
+
+// arm makes the n-th call from now on fail, and returns what failed before.
+func (f *fault) arm(n int) string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	hit := f.hit
+	f.calls, f.n, f.hit = 0, n, ""
+	return hit
+}
+
+// runsFree fails the test unless nobody traces the program and it is not
+// stopped.
+func runsFree(t *testing.T, pid int, what string) {
+	t.Helper()
+	st, err := proc.ReadStatus(pid)
+	if err != nil || st.TracerPid != 0 || strings.ContainsRune("tTZX", rune(st.State)) {
+		t.Fatalf("%s: program in state %+v, %v", what, st, err)
+	}
+}
+
+// reference is the output of an undisturbed run of mix.
+func reference(t *testing.T, exe string, steps string) string {
+	t.Helper()
+	out := filepath.Join(t.TempDir(), "want")
+	start(t, exe, out, steps).wait()
+	b, err := os.ReadFile(out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+// TestCheckpointFaults makes every call of a checkpoint fail once; the program
+// must not notice.
+func TestCheckpointFaults(t *testing.T) {
+	exe := build(t, "mix")
+	const steps = "3000"
+	want := reference(t, exe, steps)
+	out := filepath.Join(t.TempDir(), "out")
+	p := start(t, exe, out, steps)
+	f := &fault{}
+	pod, _ := newPod(t, kernel.New(f.hook), p)
+	kinds := map[string]int{}
+	e := job.Epoch(0)
+	for n := 1; ; n++ {
+		e++
+		ctx := testCtx(t)
+		f.arm(n)
+		_, err := capture(ctx, pod, e)
+		hit := f.arm(0)
+		if aerr := pod.Abandon(ctx, e); aerr != nil {
+			t.Fatalf("call %d (%s): abandon: %v", n, hit, aerr)
+		}
+		if st, err := proc.ReadStatus(p.pid()); err != nil || st.State == 'Z' {
+			t.Log("program is through before all calls were tried")
+			break
+		}
+		runsFree(t, p.pid(), hit)
+		if hit == "" {
+			if err != nil {
+				t.Fatalf("undisturbed round: %v", err)
+			}
+			break
+		}
+		kinds[hit]++
+	}
+	t.Logf("%d rounds, failed %v", e, kinds)
+	p.wait()
+	b, err := os.ReadFile(out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(b) != want {
+		t.Fatal("output differs from an undisturbed run")
+	}
+}
+
+// TestRollbackFaults makes calls of a rollback fail. Afterwards the program is
+// either whole, and ends as it should, or reported as lost and still frozen.
+func TestRollbackFaults(t *testing.T) {
+	exe := build(t, "mix")
+	const steps = "400"
+	want := reference(t, exe, steps)
+	stride := 23
+	if testing.Short() {
+		stride = 97
+	}
+	kinds := map[string]int{}
+	whole := 0
+	for n := 1; ; n += stride {
+		out := filepath.Join(t.TempDir(), "out")
+		p := start(t, exe, out, steps)
+		f := &fault{}
+		pod, dir := newPod(t, kernel.New(f.hook), p)
+		checkpoint(t, pod, dir, 1)
+		time.Sleep(5 * time.Millisecond)
+		ctx := testCtx(t)
+		if _, err := pod.Stop(ctx); err != nil {
+			t.Fatal(err)
+		}
+		f.arm(n)
+		r, err := pod.Rollback(ctx, 1, 1)
+		hit := f.arm(0)
+		kinds[hit]++
+		if err != nil {
+			if !errors.Is(err, ErrLost) && !errors.Is(err, unix.EIO) {
+				t.Fatalf("call %d (%s): %v", n, hit, err)
+			}
+			if errors.Is(err, ErrLost) != (r != nil && len(r.LostRanks) == 1) {
+				t.Fatalf("call %d (%s): %v but lost ranks %v", n, hit, err, r)
+			}
+			st, serr := proc.ReadStatus(p.pid())
+			if serr != nil || st.State != 't' {
+				t.Fatalf("call %d (%s): a rank that was not put back runs: %+v, %v", n, hit, st, serr)
+			}
+			// Nothing is lost for good as long as it is frozen: a second
+			// attempt succeeds.
+			if _, err = pod.Rollback(ctx, 1, 2); err != nil {
+				t.Fatalf("call %d (%s): second attempt: %v", n, hit, err)
+			}
+		} else {
+			whole++
+		}
+		if _, err := pod.Release(ctx); err != nil {
+			t.Fatalf("call %d (%s): release: %v", n, hit, err)
+		}
+		p.wait()
+		b, rerr := os.ReadFile(out)
+		if rerr != nil {
+			t.Fatal(rerr)
+		}
+		if string(b) != want {
+			t.Fatalf("call %d (%s): output differs from an undisturbed run", n, hit)
+		}
+		if hit == "" {
+			break
+		}
+	}
+	t.Logf("%d rollbacks in spite of a failure, failed %v", whole, kinds)
+}
