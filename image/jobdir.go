@@ -161,6 +161,24 @@ func (d *JobDir) OpenFile(epoch job.Epoch, pod job.PodIndex, name string) (*os.F
 	return openBeneath(d.dir, epochName(epoch)+"/"+podName(int(pod))+"/"+name, unix.O_RDONLY, 0)
 }
 
+// Next returns the lowest epoch number above all that were ever used here.
+//
+// Expected errors: those of the file system.
+func (d *JobDir) Next() (job.Epoch, error) {
+	next, err := d.used()
+	if err != nil {
+		return 0, err
+	}
+	all, err := d.Epochs()
+	if err != nil {
+		return 0, err
+	}
+	if n := len(all); n > 0 {
+		next = max(next, all[n-1].Epoch)
+	}
+	return next + 1, nil
+}
+
 // used returns the highest epoch that Remove gave back, 0 for none.
 func (d *JobDir) used() (job.Epoch, error) {
 	b, err := readBeneath(d.dir, usedName, 64)

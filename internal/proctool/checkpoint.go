@@ -1,0 +1,231 @@
+package proctool
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/lampause/lampause/image"
+	"github.com/lampause/lampause/internal/podapi"
+	"github.com/lampause/lampause/job"
+	"github.com/lampause/lampause/pause"
+)
+
+// opLimit bounds the stall of a checkpoint, and a rollback.
+const opLimit = 60 * time.Second
+
+// Checkpoint is what `checkpoint -o json` prints. Times are in milliseconds.
+type Checkpoint struct {
+	PID      int       `json:"pid"`
+	Dir      string    `json:"dir"`
+	Epoch    job.Epoch `json:"epoch"`
+	FreezeMS float64   `json:"freeze_ms"` // until every thread stood still
+	StallMS  float64   `json:"stall_ms"`  // from the first stop until it ran again
+	CopyMS   float64   `json:"copy_ms"`   // part of the stall that waited for memory
+	WriteMS  float64   `json:"write_ms"`  // while it ran
+	Bytes    int64     `json:"bytes"`     // memory copied
+}
+
+func newCheckpoint() *cobra.Command {
+	var pid int
+	var out string
+	var kill, stop, goOn bool
+	var o image.Options
+	var compress string
+	cmd := &cobra.Command{
+		Use:   "checkpoint --pid P --out DIR",
+		Short: "Store the state of a process and its descendants",
+		Long: `Store the state of a process and its descendants as the next image in DIR. They
+are stopped only while memory is copied, and go on as if nothing had happened.
+What cannot be stored is named, and nothing is changed then.`,
+		Example: "  lam proc checkpoint --pid 4242 --out ckpt",
+		Args:    noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			switch {
+			case pid <= 1 || out == "":
+				return usage("--pid and --out are needed")
+			case kill && stop || kill && goOn || stop && goOn:
+				return usage("--kill, --stop and --continue exclude each other")
+			}
+			switch compress {
+			case "none":
+			case "s2":
+				o.Compression = image.CompressS2
+			case "zstd":
+				o.Compression = image.CompressZstd
+			default:
+				return usage("--compress %q: not one of none, s2, zstd", compress)
+			}
+			c, err := checkpoint(cmd.Context(), pid, out, o, kill, stop)
+			if err != nil {
+				return err
+			}
+			return report(cmd, c, fmt.Sprintf("%s@%d: %d bytes, stopped for %.1f ms", out, c.Epoch, c.Bytes, c.StallMS))
+		},
+	}
+	f := cmd.Flags()
+	f.IntVar(&pid, "pid", 0, "the process")
+	f.StringVar(&out, "out", "", "directory of images, made if needed")
+	f.BoolVar(&kill, "kill", false, "kill the processes when the image is durable; they do not run on")
+	f.BoolVar(&stop, "stop", false, "leave them stopped (SIGCONT lets them go on)")
+	f.BoolVar(&goOn, "continue", false, "let them go on (default)")
+	f.StringVar(&compress, "compress", "none", "none, s2 or zstd")
+	f.BoolVar(&o.Direct, "direct", true, "write past the page cache where possible")
+	return cmd
+}
+
+// checkpoint stores one image. With stop or kill the processes are stopped
+// first, by SIGSTOP, so that they do nothing that the image does not know.
+func checkpoint(ctx context.Context, pid int, out string, o image.Options, kill, stop bool) (_ *Checkpoint, err error) {
+	pod, err := newPod(logTo(), pid, "")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, pod.Close()) }()
+	d, err := openDir(out, true)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, d.Close()) }()
+	epoch, err := d.Next()
+	if err != nil {
+		return nil, err
+	}
+	c := &Checkpoint{PID: pid, Dir: out, Epoch: epoch}
+	var stopped []int
+	if kill || stop {
+		if stopped, err = stopTree(ctx, pid); err != nil {
+			return nil, err
+		}
+	}
+	if err := store(ctx, pod, d, c, o); err != nil {
+		return nil, errors.Join(explain(err), signalAll(stopped, unix.SIGCONT))
+	}
+	if kill {
+		return c, signalAll(stopped, unix.SIGKILL)
+	}
+	return c, nil
+}
+
+// store captures and writes the image.
+func store(ctx context.Context, pod *pause.Pod, d *image.JobDir, c *Checkpoint, o image.Options) error {
+	if err := capture(ctx, pod, c); err != nil {
+		return err
+	}
+	begin := time.Now()
+	written, err := pod.Write(ctx, c.Epoch, d, o, pause.Extra{})
+	c.WriteMS = rounded(msSince(begin))
+	if err == nil {
+		err = markCommitted(d, c.Epoch, written)
+	}
+	if err == nil {
+		err = pod.Commit(ctx, c.Epoch)
+	}
+	return err
+}
+
+// capture carries out the stall. On an error the processes go on as before.
+func capture(ctx context.Context, pod *pause.Pod, c *Checkpoint) error {
+	stall, cancel := context.WithTimeout(ctx, opLimit)
+	defer cancel()
+	begin := time.Now()
+	if _, err := pod.Freeze(stall, c.Epoch); err != nil {
+		return err
+	}
+	c.FreezeMS = rounded(msSince(begin))
+	_, err := pod.CaptureSend(stall, c.Epoch)
+	var r *pause.Report
+	if err == nil {
+		r, err = pod.CaptureRecv(stall, c.Epoch)
+	}
+	if err == nil {
+		c.CopyMS, c.Bytes = rounded(r.TimesMS["copy"]), r.Bytes
+		_, err = pod.Resume(stall, c.Epoch, nil)
+	}
+	if err != nil {
+		return errors.Join(err, pod.Abandon(context.WithoutCancel(ctx), c.Epoch))
+	}
+	c.StallMS = rounded(msSince(begin))
+	return nil
+}
+
+// markCommitted notes that the image is whole: there is nobody else to ask.
+func markCommitted(d *image.JobDir, epoch job.Epoch, w *podapi.Written) error {
+	pods := map[job.PodIndex]string{0: w.Digest}
+	return d.MarkCommitted(image.Commit{Job: theJob, Epoch: epoch, SetDigest: image.SetDigest(pods), Pods: pods, Record: []byte("{}")})
+}
+
+func msSince(t time.Time) float64 { return float64(time.Since(t).Microseconds()) / 1000 }
+
+// explain lists all obstacles of a refusal, one per line.
+func explain(err error) error {
+	var r *pause.Refusal
+	if !errors.As(err, &r) {
+		return err
+	}
+	text := "it cannot be checkpointed:"
+	for _, o := range r.Obstacles {
+		text += "\n  " + o
+	}
+	return &exitError{job.ExitInternal, fmt.Errorf("%s", text)}
+}
+
+// Obstacles is what `check -o json` prints.
+type Obstacles struct {
+	PID       int      `json:"pid"`
+	OK        bool     `json:"ok"`
+	Obstacles []string `json:"obstacles"`
+}
+
+func newCheck() *cobra.Command {
+	var pid int
+	cmd := &cobra.Command{
+		Use:   "check --pid P",
+		Short: "Name every obstacle to a checkpoint",
+		Long: `Name everything about a process and its descendants that keeps them from being
+checkpointed. Exit code 0 when there is nothing, 1 otherwise.`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if pid <= 1 {
+				return usage("--pid is needed")
+			}
+			r, err := check(cmd.Context(), pid)
+			if err != nil {
+				return err
+			}
+			lines := r.Obstacles
+			if r.OK {
+				lines = []string{"no obstacles"}
+			}
+			if err := report(cmd, r, lines...); err != nil || r.OK {
+				return err
+			}
+			return &exitError{code: 1}
+		},
+	}
+	cmd.Flags().IntVar(&pid, "pid", 0, "the process")
+	return cmd
+}
+
+func check(ctx context.Context, pid int) (_ *Obstacles, err error) {
+	pod, err := newPod(logTo(), pid, "")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, pod.Close()) }()
+	ctx, cancel := context.WithTimeout(ctx, opLimit)
+	defer cancel()
+	r, err := pod.Preflight(ctx)
+	var refusal *pause.Refusal
+	if errors.As(err, &refusal) {
+		r, err = &pause.Report{Obstacles: refusal.Obstacles}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &Obstacles{PID: pid, OK: len(r.Obstacles) == 0, Obstacles: append([]string{}, r.Obstacles...)}, nil
+}

@@ -1,0 +1,199 @@
+package proctool
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/lampause/lampause/image"
+	"github.com/lampause/lampause/internal/kernel"
+	"github.com/lampause/lampause/internal/nsinit"
+	"github.com/lampause/lampause/job"
+	"github.com/lampause/lampause/migrate"
+)
+
+// Restart is what `restart -o json` prints, on stderr unless --detach. Times
+// are in milliseconds.
+type Restart struct {
+	PID       int                `json:"pid"`
+	Epoch     job.Epoch          `json:"epoch"`
+	RestoreMS float64            `json:"restore_ms"`
+	Bytes     int64              `json:"bytes"`
+	TimesMS   map[string]float64 `json:"times_ms"`
+	Notes     []string           `json:"notes,omitempty"`
+}
+
+func newRestart() *cobra.Command {
+	var detach bool
+	var files, pidFile string
+	cmd := &cobra.Command{
+		Use:   "restart DIR[@EPOCH]",
+		Short: "Rebuild processes that are gone, from their image",
+		Long: `Rebuild the processes of an image with their old pids, in private pid
+namespaces, and let them go on. lam stays as their parent: it forwards signals
+and ends with the program's exit code. Standard input, output and error are
+lam's own unless they were files.`,
+		Args: oneArg("DIR"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if detach {
+				return detached(cmd, args[0], files, pidFile)
+			}
+			return restart(context.WithoutCancel(cmd.Context()), args[0], files, pidFile, func(r *Restart) error {
+				if !wantsJSON(cmd) {
+					for _, n := range r.Notes {
+						if _, err := fmt.Fprintln(cmd.ErrOrStderr(), "lam: "+n); err != nil {
+							return err
+						}
+					}
+					return nil
+				}
+				return printJSON(cmd.ErrOrStderr(), r)
+			})
+		},
+	}
+	f := cmd.Flags()
+	f.BoolVar(&detach, "detach", false, "return when the processes run; they go on without a terminal")
+	f.StringVar(&files, "files", "truncate", "open files: truncate (offset and length back), seek, verify")
+	f.StringVar(&pidFile, "pid-file", "", "file to write the program's pid to")
+	return cmd
+}
+
+// restart rebuilds, tells started, and attends the processes until the end.
+func restart(ctx context.Context, arg, files, pidFile string, started func(*Restart) error) (err error) {
+	signals := takeSignals()
+	defer signal.Stop(signals)
+	img, err := openImage(arg)
+	if err != nil {
+		return err
+	}
+	closeImage := func() error {
+		if img == nil {
+			return nil
+		}
+		err := img.Close()
+		img = nil
+		return err
+	}
+	defer func() { err = errors.Join(err, closeImage()) }()
+	n, err := startNamespace(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, n.Close()) }()
+	begin := time.Now()
+	built, err := rebuild(ctx, n, img, files)
+	if err != nil {
+		return err
+	}
+	m := img.Manifest()
+	root := m.Ranks[0]
+	r := &Restart{PID: built.PIDs()[root], Epoch: m.Epoch, Bytes: built.Bytes, Notes: built.Notes, TimesMS: map[string]float64{}}
+	for name, d := range built.Times {
+		r.TimesMS[name] = rounded(float64(d.Microseconds()) / 1000)
+	}
+	if err := errors.Join(closeImage(), built.Release(ctx)); err != nil {
+		return err
+	}
+	r.RestoreMS = rounded(msSince(begin))
+	if err := errors.Join(writePID(pidFile, r.PID), started(r)); err != nil {
+		return err
+	}
+	return attend(ctx, n, root, r.PID, signals)
+}
+
+// rebuild restores the image with a seed in n.
+func rebuild(ctx context.Context, n *nsinit.Namespace, img *image.Reader, files string) (_ *migrate.Restored, err error) {
+	host, err := image.LocalHost()
+	if err != nil {
+		return nil, err
+	}
+	seed, done, err := startSeed(ctx, n)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, done()) }()
+	ctx, cancel := context.WithTimeout(ctx, opLimit)
+	defer cancel()
+	return migrate.Restore(ctx, migrate.Config{
+		Sys: kernel.New(nil), Log: logTo(), Seeds: []migrate.Seed{seed}, Sources: stdio{},
+		Files: migrate.FilePolicy(files), Workers: workers, Owner: &host,
+	}, img)
+}
+
+// startSeed starts a seed; done ends it.
+func startSeed(ctx context.Context, n *nsinit.Namespace) (_ migrate.Seed, done func() error, err error) {
+	program, err := migrate.SeedFile()
+	if err != nil {
+		return migrate.Seed{}, nil, err
+	}
+	ours, theirs, err := migrate.SeedSocket()
+	if err != nil {
+		return migrate.Seed{}, nil, errors.Join(err, program.Close())
+	}
+	p, err := n.Spawn(ctx, nsinit.Spec{Path: migrate.SeedPath, Argv: []string{"lam-seed"}, Dir: "/"}, program, theirs)
+	if err = errors.Join(err, program.Close(), theirs.Close()); err != nil {
+		return migrate.Seed{}, nil, errors.Join(err, ours.Close())
+	}
+	return migrate.Seed{PID: p.PID, Sock: ours}, func() error {
+		return errors.Join(syscall.Kill(p.PID, syscall.SIGKILL), p.Pidfd.Close(), ours.Close())
+	}, nil
+}
+
+// stdio gives our own standard streams to the processes.
+type stdio struct{}
+
+// Descriptor implements migrate.Sources.
+func (stdio) Descriptor(_ context.Context, _ int, d *image.Description) (int, error) {
+	for i, name := range stdioNames() {
+		if d.External == name {
+			return i, nil
+		}
+	}
+	return -1, fmt.Errorf("%w: %s %s has its other end outside of the image", image.ErrMismatch, d.Kind, d.External+d.Path)
+}
+
+// detached runs `restart` as a daemon of its own session and waits for its
+// report, which it writes to its stderr, a pipe of ours, as JSON.
+func detached(cmd *cobra.Command, arg, files, pidFile string) error {
+	exe, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer r.Close() //nolint:errcheck // read only
+	c := exec.CommandContext(context.WithoutCancel(cmd.Context()), exe, "proc", "restart", "-o", "json", "--files", files, "--pid-file", pidFile, arg)
+	c.Stdout, c.Stderr = os.Stdout, w
+	if wantsJSON(cmd) {
+		c.Stdout = nil // our own stdout is for the report
+	}
+	c.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	err = c.Start()
+	if err = errors.Join(err, w.Close()); err != nil {
+		return fmt.Errorf("restart: %w", err)
+	}
+	text, got, err := firstDocument(r)
+	if err != nil {
+		waitErr := c.Wait()
+		var exit *exec.ExitError
+		if errors.As(waitErr, &exit) && exit.ExitCode() > 0 {
+			return &exitError{exit.ExitCode(), errors.New(strings.TrimPrefix(strings.TrimSpace(text), "lam: "))}
+		}
+		return fmt.Errorf("restart: %w", err)
+	}
+	if err := c.Process.Release(); err != nil {
+		return fmt.Errorf("restart: %w", err)
+	}
+	return report(cmd, got, strconv.Itoa(got.PID))
+}

@@ -1,0 +1,84 @@
+package proctool
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/lampause/lampause/job"
+	"github.com/lampause/lampause/pause"
+)
+
+// Rollback is what `rollback -o json` prints. Times are in milliseconds.
+type Rollback struct {
+	PID           int       `json:"pid"`
+	Epoch         job.Epoch `json:"epoch"`
+	RollbackMS    float64   `json:"rollback_ms"`
+	RestoredBytes int64     `json:"restored_bytes"`
+}
+
+func newRollback() *cobra.Command {
+	var pid int
+	var files string
+	cmd := &cobra.Command{
+		Use:   "rollback --pid P DIR[@EPOCH]",
+		Short: "Put live processes back to an image of theirs",
+		Long: `Put a process and its descendants back to an image that was made of them: the
+same processes, still running, with memory, threads, descriptors and files as
+they were. The image is verified before anything is touched.`,
+		Args: oneArg("DIR"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if pid <= 1 {
+				return usage("--pid is needed")
+			}
+			r, err := rollback(cmd.Context(), pid, args[0], files)
+			if err != nil {
+				return err
+			}
+			return report(cmd, r, fmt.Sprintf("process %d is back at epoch %d: %d bytes in %.1f ms", pid, r.Epoch, r.RestoredBytes, r.RollbackMS))
+		},
+	}
+	cmd.Flags().IntVar(&pid, "pid", 0, "the process")
+	cmd.Flags().StringVar(&files, "files", "truncate", "open files: truncate (offset and length back), seek, verify, save")
+	return cmd
+}
+
+func rollback(ctx context.Context, pid int, arg, files string) (_ *Rollback, err error) {
+	img, err := openImage(arg)
+	if err != nil {
+		return nil, err
+	}
+	m := img.Manifest()
+	if err := img.Verify(ctx, workers); err != nil {
+		return nil, errors.Join(err, img.Close())
+	}
+	pod, err := newPod(logTo(), pid, files)
+	if err != nil {
+		return nil, errors.Join(err, img.Close())
+	}
+	defer func() { err = errors.Join(err, pod.Close()) }()
+	if err := pod.Adopt(ctx, img, nil); err != nil {
+		return nil, errors.Join(fmt.Errorf("is process %d the one that the image was made of? %w", pid, err), img.Close())
+	}
+	ctx, cancel := context.WithTimeout(ctx, opLimit)
+	defer cancel()
+	begin := time.Now()
+	if _, err := pod.Stop(ctx); err != nil {
+		return nil, err
+	}
+	r, err := pod.Rollback(ctx, m.Epoch, uint64(time.Now().UnixNano())) //nolint:gosec // any number that was not used
+	if errors.Is(err, pause.ErrLost) {
+		return nil, fmt.Errorf("process %d is lost; restart it from the image: %w", pid, err)
+	}
+	if err != nil {
+		_, releaseErr := pod.Release(context.WithoutCancel(ctx))
+		return nil, errors.Join(err, releaseErr)
+	}
+	if _, err := pod.Release(ctx); err != nil {
+		return nil, err
+	}
+	return &Rollback{PID: pid, Epoch: m.Epoch, RollbackMS: rounded(msSince(begin)), RestoredBytes: r.Bytes}, nil
+}
