@@ -1,0 +1,96 @@
+package pause
+
+import (
+	"bufio"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"github.com/lampause/lampause/job"
+)
+
+// TestTracerVictim is the tracer that TestTracerKilled kills: it checkpoints
+// the process of the environment for ever, and says "idle" between the rounds
+// and "frozen" when a round is captured.
+func TestTracerVictim(t *testing.T) {
+	pid, err := strconv.Atoi(os.Getenv("PAUSE_VICTIM_PID"))
+	if err != nil {
+		t.Skip("only run by TestTracerKilled")
+	}
+	pod := New(Config{Job: 1, Log: zerolog.Nop()})
+	var x External
+	if _, err := fmt.Sscan(os.Getenv("PAUSE_VICTIM_STDOUT"), &x.Dev, &x.Ino); err != nil {
+		t.Fatal(err)
+	}
+	pod.SetRanks([]Rank{{Rank: 0, PID: pid}}, []External{x})
+	ctx := t.Context()
+	for e := job.Epoch(1); ; e++ {
+		fmt.Println("idle")
+		time.Sleep(5 * time.Millisecond)
+		for _, s := range []func() (*Report, error){
+			func() (*Report, error) { return pod.Freeze(ctx, e) },
+			func() (*Report, error) { return pod.CaptureSend(ctx, e) },
+			func() (*Report, error) { return pod.CaptureRecv(ctx, e) },
+		} {
+			if _, err := s(); err != nil {
+				fmt.Println("error", err)
+				return
+			}
+		}
+		fmt.Println("frozen")
+		time.Sleep(5 * time.Millisecond)
+		if _, err := pod.Resume(ctx, e, nil); err != nil {
+			fmt.Println("error", err)
+			return
+		}
+	}
+}
+
+// TestTracerKilled kills the tracer again and again, between rounds and while
+// the program is frozen: the program runs on.
+func TestTracerKilled(t *testing.T) {
+	exe := build(t, "mix")
+	const steps = "2000"
+	want := reference(t, exe, steps)
+	out := filepath.Join(t.TempDir(), "out")
+	p := start(t, exe, out, steps)
+	for i := range 12 {
+		cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestTracerVictim$")
+		cmd.Env = append(os.Environ(), "PAUSE_VICTIM_PID="+strconv.Itoa(p.pid()),
+			fmt.Sprintf("PAUSE_VICTIM_STDOUT=%d %d", p.ext[0].Dev, p.ext[0].Ino))
+		r, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		sc := bufio.NewScanner(r)
+		for sc.Scan() {
+			word := sc.Text()
+			if len(word) > 5 && word[:5] == "error" {
+				t.Fatalf("tracer: %s", word)
+			}
+			if word == []string{"idle", "frozen"}[i%2] {
+				break
+			}
+		}
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		runsFree(t, p.pid(), "after the tracer was killed")
+	}
+	p.wait()
+	b, err := os.ReadFile(out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(b) != want {
+		t.Fatal("output differs from an undisturbed run")
+	}
+}
