@@ -11,6 +11,8 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -58,9 +60,9 @@ func TestNestedUserNamespaces(t *testing.T) {
 			cmd := exec.CommandContext(ctx, reachable(t), "cluster")
 			cmd.SysProcAttr = userNamespace(uid, uid)
 			if uid != os.Getuid() {
-				cmd.SysProcAttr.Credential = &syscall.Credential{Uid: uint32(uid), Gid: uint32(uid), NoSetGroups: true}
-				// The mapping must be written by the user itself.
-				cmd = exec.CommandContext(ctx, "setpriv", "--reuid", fmt.Sprint(uid), "--regid", fmt.Sprint(uid), "--clear-groups",
+				// The user itself must make the namespace and write the maps.
+				id := strconv.Itoa(uid)
+				cmd = exec.CommandContext(ctx, "setpriv", "--reuid", id, "--regid", id, "--clear-groups",
 					"unshare", "--user", "--map-root-user", "--net", cmd.Path, "cluster")
 			}
 			out, err := cmd.CombinedOutput()
@@ -83,8 +85,10 @@ func reachable(t *testing.T) string {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	if err := os.Chmod(dir, 0o755); err != nil {
-		t.Fatal(err)
+	for _, d := range []string{dir, filepath.Dir(dir)} {
+		if err := os.Chmod(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
 	}
 	path := dir + "/nodelink.test"
 	if err := os.WriteFile(path, raw, 0o755); err != nil {
