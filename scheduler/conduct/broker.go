@@ -23,6 +23,7 @@ type broker struct {
 type fence struct {
 	puts    map[job.PodIndex]map[string]string
 	tickets []Ticket
+	early   bool // complete although pods are missing
 }
 
 // pullEvery is how often pods are asked that have not arrived at a fence where
@@ -66,11 +67,14 @@ func (b *broker) arrive(f podapi.Fence, t Ticket) {
 			delete(b.seqs, keys[0])
 		}
 	}
-	fe.puts[f.Pod] = f.Puts
+	if !f.Ask {
+		fe.puts[f.Pod] = f.Puts
+	}
+	fe.early = fe.early || f.Early
 	if t != 0 {
 		fe.tickets = append(fe.tickets, t)
 	}
-	if len(fe.puts) < len(b.c.j.Pods) {
+	if len(fe.puts) < len(b.c.j.Pods) && !fe.early {
 		// Only what was lost needs asking for: an incarnation that this leader
 		// launched itself is complete.
 		if b.pullAt == 0 && len(fe.tickets) > 0 && (b.c.adopted || b.c.inc > 1) {
@@ -108,7 +112,7 @@ func (b *broker) tick() {
 			continue
 		}
 		for _, p := range b.c.pods() {
-			if _, ok := fe.puts[p]; !ok {
+			if _, ok := fe.puts[p]; !ok && !fe.early {
 				missing[p] = true
 			}
 		}
