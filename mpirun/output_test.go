@@ -16,6 +16,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/lampause/lampause/internal/control"
+	"github.com/lampause/lampause/internal/paths"
 	"github.com/lampause/lampause/internal/podapi"
 	"github.com/lampause/lampause/job"
 )
@@ -278,7 +279,7 @@ func TestFilesHoldExactlyTheOutput(t *testing.T) {
 }
 
 func TestPositionsOutliveTheClient(t *testing.T) {
-	path := positionsPath(t.TempDir(), 7)
+	path := positionsPath(paths.Dirs{Runtime: t.TempDir()}, 7)
 	p := openPositions(path)
 	m := newMux(&bytes.Buffer{}, false, false, p.reached(1))
 	for rank := range 3 {

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 
 	"github.com/lampause/lampause/internal/control"
+	"github.com/lampause/lampause/internal/paths"
 	"github.com/lampause/lampause/job"
 )
 
@@ -24,9 +25,9 @@ type positions struct {
 	path string
 }
 
-// positionsPath is the file of a job. It lies beneath RUNTIME/clients.
-func positionsPath(runtime string, id job.ID) string {
-	return filepath.Join(runtime, "clients", id.String()+".pos")
+// positionsPath is the file of a job.
+func positionsPath(d paths.Dirs, id job.ID) string {
+	return filepath.Join(d.Clients(), id.String()+".pos")
 }
 
 // openPositions opens or makes the file. It never fails: the file is a

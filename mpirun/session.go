@@ -52,7 +52,7 @@ func (s *session) note(text string) {
 // run follows the job to its end and returns the exit code.
 func (s *session) run(ctx context.Context) int {
 	s.broken = make(chan struct{})
-	pos := openPositions(positionsPath(s.p.Dirs.Runtime, s.id))
+	pos := openPositions(positionsPath(s.p.Dirs, s.id))
 	out, finish, err := s.output(pos)
 	if err != nil {
 		return s.failed(err)

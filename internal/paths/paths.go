@@ -8,6 +8,7 @@
 //	RUNTIME/cluster.sock        control socket of its holder
 //	RUNTIME/cluster.lock        flock'ed by the living holder
 //	RUNTIME/holder.log
+//	RUNTIME/clients/JOB.pos     how much of a job's output mpirun has printed
 //	RUNTIME/NODE/lamd.sock      control socket of the node's lamd
 //	RUNTIME/NODE/lamd.log
 //	RUNTIME/NODE/tmp            $TMPDIR of the node's daemons
@@ -124,6 +125,9 @@ func (d Dirs) ClusterLock() string { return filepath.Join(d.Runtime, "cluster.lo
 
 // HolderLog is the log of a local cluster's holder.
 func (d Dirs) HolderLog() string { return filepath.Join(d.Runtime, "holder.log") }
+
+// Clients is the directory of the files of mpirun.
+func (d Dirs) Clients() string { return filepath.Join(d.Runtime, "clients") }
 
 // Node is the runtime directory of a node.
 func (d Dirs) Node(n job.NodeID) string { return filepath.Join(d.Runtime, string(n)) }

@@ -193,6 +193,7 @@ func sweep(c *Cluster) error {
 	for _, n := range c.Nodes {
 		errs = append(errs, os.RemoveAll(c.Dirs.Node(n.Node)))
 	}
+	errs = append(errs, os.RemoveAll(c.Clients())) // of clients that were killed
 	for _, f := range []string{c.ClusterSocket(), c.HolderLog(), c.ClusterFile() + ".new", c.ClusterFile()} {
 		if err := os.Remove(f); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, err)
