@@ -171,7 +171,9 @@ func (c *Config) normalise() error {
 	default:
 		return fmt.Errorf("membership: secret key of %d bytes: not 16, 24 or 32", len(c.SecretKey))
 	}
-	_, err := c.meta().encode()
+	m := c.meta()
+	m.Leaving = true // the longest that it gets
+	_, err := m.encode()
 	return err
 }
 
