@@ -112,8 +112,8 @@ func (a *App) Run(ctx context.Context, args []string) int {
 	if err == nil {
 		return 0
 	}
-	var silent *exitError
-	if !errors.As(err, &silent) || silent.err != nil {
+	var quiet interface{ Silent() bool }
+	if !errors.As(err, &quiet) || !quiet.Silent() {
 		_, _ = fmt.Fprintf(a.Stderr, "lam: %v\n", err)
 	}
 	return exitCode(err)

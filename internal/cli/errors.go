@@ -25,6 +25,9 @@ func (e *exitError) Error() string {
 // Unwrap returns the cause.
 func (e *exitError) Unwrap() error { return e.err }
 
+// Silent reports that there is nothing to print.
+func (e *exitError) Silent() bool { return e.err == nil }
+
 // ExitCode returns the code.
 func (e *exitError) ExitCode() int { return e.code }
 

@@ -7,6 +7,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"github.com/lampause/lampause/internal/cli/proctool"
 )
 
 const rootLong = `lam runs MPI programs that outlive the nodes they run on.
@@ -52,6 +54,7 @@ func newRoot(a *App) *cobra.Command {
 		newDoctor(a), newVersion(a), newCompletion(a),
 	)
 	root.AddCommand(jobCommands(a)...)
+	root.AddCommand(proctool.Command())
 	return root
 }
 

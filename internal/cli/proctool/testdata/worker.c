@@ -2,7 +2,7 @@
 // to, thread-local variables, a signal handler, an alternate stack and
 // registers full of doubles. Prints one line per step and a hash at the end:
 // the output does not depend on when it is interrupted.
-#define _GNU_SOURCE
+#include "fixture.h"
 #include <pthread.h>
 #include <signal.h>
 #include <stdint.h>
@@ -85,6 +85,7 @@ int main(int argc, char **argv) {
     nanosleep(&ts, NULL);
     pthread_barrier_wait(&barrier);
   }
+  gate();
   uint64_t h = 1469598103934665603ull;
   for (size_t i = 0; i < mem / 8; i++) h = (h ^ anon[i]) * 1099511628211ull;
   for (int i = 0; i < 100000; i++) h = (h ^ (uint8_t)heap[i]) * 1099511628211ull;

@@ -48,6 +48,14 @@ func newWorld(t *testing.T) *world {
 	return &world{t: t, dir: dir, out: filepath.Join(dir, "out")}
 }
 
+// open lets the program end.
+func (w *world) open() {
+	w.t.Helper()
+	if err := os.WriteFile(filepath.Join(w.dir, "gate"), nil, 0o600); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
 // life is a running `lam proc run` or `lam proc restart`.
 type life struct {
 	w    *world
@@ -181,8 +189,8 @@ type fixture struct {
 
 func fixtures() []fixture {
 	return []fixture{
-		{name: "worker", args: []string{"0", "16", "8", "/dev/null", "40000"}},
-		{name: "worker", args: []string{"4", "16", "8", "log", "40000"}},
+		{name: "worker", args: []string{"0", "12", "8", "/dev/null"}},
+		{name: "worker", args: []string{"4", "12", "8", "log"}},
 	}
 }
 
@@ -194,6 +202,7 @@ func eachFixture(t *testing.T, test func(t *testing.T, w *world, argv []string, 
 		t.Run(f.String(), func(t *testing.T) {
 			argv := append([]string{build(t, f.name)}, f.args...)
 			plain := newWorld(t)
+			plain.open()
 			plain.start(append([]string{"run"}, argv...)...).wantEnd(f.exit)
 			test(t, newWorld(t), argv, plain.text(), f.exit)
 		})
@@ -212,6 +221,7 @@ func TestCheckpointAndContinue(t *testing.T) {
 				t.Errorf("%+v", c)
 			}
 		}
+		w.open()
 		l.wantEnd(exit)
 		if got := w.text(); got != want {
 			t.Errorf("output differs:\n%s\nwant:\n%s", got, want)
@@ -231,6 +241,7 @@ func TestKillAndRestart(t *testing.T) {
 			l.wantEnd(128 + int(unix.SIGKILL))
 			l = w.start("restart", "ckpt")
 		}
+		w.open()
 		l.wantEnd(exit)
 		if got := w.text(); got != want {
 			t.Errorf("output differs:\n%s\nwant:\n%s", got, want)
@@ -255,6 +266,7 @@ func TestRollback(t *testing.T) {
 				t.Errorf("%+v", r)
 			}
 		}
+		w.open()
 		l.wantEnd(exit)
 		if got := w.text(); got != want {
 			t.Errorf("output differs:\n%s\nwant:\n%s", got, want)
