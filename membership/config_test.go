@@ -25,15 +25,15 @@ func TestConfigIsChecked(t *testing.T) {
 		change func(*Config)
 		says   string
 	}{
-		"no name":      {func(c *Config) { c.Node = "" }, "node name"},
-		"bad name":     {func(c *Config) { c.Node = "a#b" }, "node name"},
-		"no boot":      {func(c *Config) { c.Boot = 0 }, "boot"},
-		"no address":   {func(c *Config) { c.Addr = netip.Addr{} }, "address"},
-		"bad port":     {func(c *Config) { c.Port = 70000 }, "port"},
-		"bad role":     {func(c *Config) { c.Role = "boss" }, "role"},
-		"short key":    {func(c *Config) { c.SecretKey = []byte("short") }, "secret key"},
-		"long label":   {func(c *Config) { c.Cluster = strings.Repeat("x", 256) }, "label"},
-		"fat meta":     {func(c *Config) { c.Version = strings.Repeat("v", 512) }, "meta"},
+		"no name":    {func(c *Config) { c.Node = "" }, "node name"},
+		"bad name":   {func(c *Config) { c.Node = "a#b" }, "node name"},
+		"no boot":    {func(c *Config) { c.Boot = 0 }, "boot"},
+		"no address": {func(c *Config) { c.Addr = netip.Addr{} }, "address"},
+		"bad port":   {func(c *Config) { c.Port = 70000 }, "port"},
+		"bad role":   {func(c *Config) { c.Role = "boss" }, "role"},
+		"short key":  {func(c *Config) { c.SecretKey = []byte("short") }, "secret key"},
+		"long label": {func(c *Config) { c.Cluster = strings.Repeat("x", 256) }, "label"},
+		"fat meta":   {func(c *Config) { c.Version = strings.Repeat("v", 512) }, "meta"},
 	} {
 		cfg := good
 		c.change(&cfg)
