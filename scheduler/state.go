@@ -114,6 +114,7 @@ type OpenEpoch struct {
 type Epoch struct {
 	Epoch       job.Epoch          `json:"epoch"`
 	Incarnation job.Incarnation    `json:"incarnation"` // in which it was taken
+	Attempt     uint64             `json:"attempt"`     // round in which it was taken
 	Index       uint64             `json:"index"`       // raft index of the commit
 	AtMS        int64              `json:"at_ms"`       // wall clock of the leader, for people only
 	SetDigest   string             `json:"set_digest"`  // over the digests of all pods' images

@@ -41,7 +41,7 @@ func (t *txn) commit(c *Commit) *Refusal {
 		return refuse(BadCommand, job.ExitInternal, "job %v: %d images for %d pods", c.Job, len(c.Images), len(j.Pods))
 	}
 	e := Epoch{
-		Epoch: c.Epoch, Incarnation: c.Incarnation, Index: t.index, AtMS: t.at,
+		Epoch: c.Epoch, Incarnation: c.Incarnation, Attempt: j.Open.Attempt, Index: t.index, AtMS: t.at,
 		SetDigest: c.SetDigest, StallMS: c.StallMS, TimesMS: c.TimesMS,
 	}
 	for i, im := range c.Images {

@@ -35,17 +35,19 @@ type conductor struct {
 	attempt uint64          // of the recovery or launch; rounds have their own
 
 	// Ends of ranks in this incarnation.
-	seen  map[podKey]uint64 // newest event of each supervisor
-	exits map[job.Rank]job.Exit
-	bad   []job.Rank // ended badly, in order of arrival
-	gone  []job.PodIndex
-	why   string        // text that came with an abort or a vanished pod
-	hold  time.Duration // when bad or gone is judged; 0 = nothing to judge
-	since time.Duration // when that began
-	busy  bool          // an End or Recover is proposed
-	pause time.Duration // no End or Recover before this: the last one was refused
+	seen    map[podKey]uint64 // newest event of each supervisor
+	exits   map[job.Rank]job.Exit
+	bad     []job.Rank     // ended badly, in order of arrival
+	gone    []job.PodIndex // vanished on living nodes
+	goneWhy string
+	why     string        // what an abort said
+	hold    time.Duration // when bad or gone is judged; 0 = nothing to judge
+	since   time.Duration // when that began
+	busy    bool          // an End or Recover is proposed
+	pause   time.Duration // no End or Recover before this: the last one was refused
 
 	round    *round
+	telling  int // pods that still have to hear of a commit or an abandoned round
 	rounds   schedule
 	suspend  suspension
 	wanted   []Verb // checkpoint and vacate verbs that wait for a round
@@ -139,6 +141,7 @@ func (c *conductor) enter(m mode, adopted bool) {
 	c.dropRound("the job is no longer running")
 	fresh := c.j.Incarnation != c.inc
 	c.mode, c.inc, c.busy, c.pause = m, c.j.Incarnation, false, 0
+	c.telling = 0
 	c.healing, c.rec = map[healKey]bool{}, nil
 	c.broker.pulling = map[job.PodIndex]bool{}
 	if fresh {
@@ -212,6 +215,7 @@ type phase struct {
 	epoch   job.Epoch
 	limit   time.Duration
 	again   bool // RefusedNow is repeated
+	forever bool // limit is for one try only
 	fill    func(job.PodIndex, *podapi.PhaseRequest)
 }
 
@@ -222,7 +226,11 @@ func (c *conductor) call(p phase, pod job.PodIndex, done func(Done)) {
 		p.fill(pod, &req)
 	}
 	node := c.j.Pods[pod].Node
-	cl := c.l.request(p.scope, p.limit, p.limit, func(ref Ref, timeout time.Duration) Action {
+	limit := p.limit
+	if p.forever {
+		limit = 0
+	}
+	cl := c.l.request(p.scope, limit, p.limit, func(ref Ref, timeout time.Duration) Action {
 		return Call{Ref: ref, Job: c.id, Pod: pod, Node: node, Request: req, Timeout: timeout}
 	}, done)
 	cl.again = p.again

@@ -1,6 +1,11 @@
 package conduct
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/lampause/lampause/internal/podapi"
@@ -16,6 +21,10 @@ type Pair func(marks map[job.PodIndex][]podapi.Mark) (map[job.PodIndex][]podapi.
 // defaults named here.
 type Config struct {
 	Pair Pair // required
+
+	// SetDigest makes the digest of an epoch out of those of its pods' images;
+	// default: SHA-256 over the lines "POD DIGEST".
+	SetDigest func(map[job.PodIndex]string) string
 
 	Lease       time.Duration // of a pod, from sending the renewal; default 2 s
 	LeaseMargin time.Duration // added before the leader believes a lease expired; default 500 ms
@@ -39,6 +48,9 @@ type Config struct {
 }
 
 func (c Config) withDefaults() Config {
+	if c.SetDigest == nil {
+		c.SetDigest = setDigest
+	}
 	for _, d := range []struct {
 		v *time.Duration
 		d time.Duration
@@ -58,4 +70,12 @@ func (c Config) withDefaults() Config {
 		}
 	}
 	return c
+}
+
+func setDigest(pods map[job.PodIndex]string) string {
+	h := sha256.New()
+	for _, p := range slices.Sorted(maps.Keys(pods)) {
+		fmt.Fprintf(h, "%d %s\n", p, pods[p])
+	}
+	return hex.EncodeToString(h.Sum(nil))
 }

@@ -172,7 +172,7 @@ func (w *world) perform(l *wleader, a Action) {
 // pullFences tells at which fences a pod ever arrived.
 func (w *world) pullFences(n *wnode, a PullFences) Done {
 	p := n.pods[a.Job]
-	if p == nil || p.spec.Placement.Pod != a.Pod || p.state == "building" {
+	if p == nil || p.spec.Placement.Pod != a.Pod || p.state == "empty" {
 		return Done{Failure: &Failure{Kind: RefusedNow, Text: "not now"}}
 	}
 	var d Done
@@ -201,7 +201,7 @@ func (w *world) fenceAnswer(l *wleader, a FenceAnswer) {
 				return
 			}
 			p.asked = 0
-			if a.Stale || !p.waits || p.state != "running" && p.state != "frozen" || a.Reply.Seq != p.passed+1 {
+			if a.Stale || !p.waits || p.turn.inc != w.st.Jobs[a.Job].Incarnation || a.Reply.Seq != p.passed+1 {
 				return
 			}
 			if len(a.Reply.Puts) != len(w.st.Jobs[p.spec.Job].Pods) {
@@ -222,7 +222,7 @@ func (w *world) atFence(p *wpod) {
 		p.waits = true
 	}
 	l := w.leader()
-	if !p.waits || p.state != "running" || l == nil || w.reach(l.node, p.node.id) == nil {
+	if !p.waits || !p.runs() || l == nil || w.reach(l.node, p.node.id) == nil {
 		return
 	}
 	if q := w.posts[p.asked]; p.asked != 0 && q == p && w.now < p.posted+2*time.Second {
@@ -308,9 +308,10 @@ func (w *world) startPod(n *wnode, a StartPod) Done {
 	p := &wpod{
 		spec: a.Spec, node: n, head: a.Spec.Header, state: "running", since: w.now,
 		lease: w.now + time.Duration(a.Spec.LeaseMS)*time.Millisecond, taken: map[job.Epoch]wimage{},
+		turn: turn{inc: a.Spec.Incarnation}, void: turn{inc: a.Spec.Incarnation}, done: map[podapi.Op]bool{},
 	}
 	if a.Spec.Restore {
-		p.state = "building"
+		p.state = "empty"
 	}
 	n.pods[a.Job] = p
 	w.watchWork(p)

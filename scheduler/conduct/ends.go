@@ -11,7 +11,7 @@ import (
 
 // forgetEnds drops what was known of ends of ranks: a rollback undoes them.
 func (c *conductor) forgetEnds() {
-	c.exits, c.bad, c.gone, c.why, c.hold = map[job.Rank]job.Exit{}, nil, nil, "", 0
+	c.exits, c.bad, c.gone, c.why, c.goneWhy, c.hold = map[job.Rank]job.Exit{}, nil, nil, "", "", 0
 }
 
 // report takes an event of a pod's stream.
@@ -68,9 +68,7 @@ func (c *conductor) podGone(ev PodGone) {
 		return
 	}
 	c.gone = append(c.gone, ev.Pod)
-	if c.why == "" {
-		c.why = ev.Text
-	}
+	c.goneWhy = ev.Text
 	c.holdOn()
 	switch c.mode {
 	case launching:
@@ -153,7 +151,7 @@ func (c *conductor) podOf(r job.Rank) job.PodIndex {
 // lossText says what ended, for people.
 func (c *conductor) lossText() string {
 	if len(c.bad) == 0 {
-		return fmt.Sprintf("the pod of %s ended: %s", c.podText(c.gone[0]), c.why)
+		return fmt.Sprintf("the pod of %s ended: %s", c.podText(c.gone[0]), c.goneWhy)
 	}
 	if c.why != "" {
 		return c.why

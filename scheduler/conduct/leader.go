@@ -25,10 +25,14 @@ type Leader struct {
 	out     []Action
 }
 
+// attemptsPerTerm keeps the attempts of later terms above those of earlier
+// ones: pods order rounds by incarnation and attempt.
+const attemptsPerTerm = 1_000_000
+
 // NewLeader returns a Leader for a term. The first event must be Committed,
 // with a state that holds every entry of earlier terms (after a raft barrier).
 func NewLeader(cfg Config, term uint64, now time.Duration) *Leader {
-	l := &Leader{cfg: cfg.withDefaults(), term: term, now: now, start: now, jobs: map[job.ID]*conductor{}}
+	l := &Leader{cfg: cfg.withDefaults(), term: term, attempt: term * attemptsPerTerm, now: now, start: now, jobs: map[job.ID]*conductor{}}
 	l.guard = newGuard(l)
 	return l
 }

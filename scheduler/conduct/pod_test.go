@@ -7,169 +7,202 @@ import (
 	"github.com/lampause/lampause/job"
 )
 
-// phase is what a supervisor does with an op: the contract of podapi, and the
-// rules that a real one must keep as well.
+// turn orders the rounds of a pod: by incarnation, then attempt.
+type turn struct {
+	inc     job.Incarnation
+	attempt uint64
+}
+
+func (t turn) before(o turn) bool {
+	return t.inc < o.inc || t.inc == o.inc && t.attempt < o.attempt
+}
+
+func conflict(text string) Done { return Done{Failure: &Failure{Kind: Refused, Text: text}} }
+
+func fine() Done { return Done{Reply: &podapi.PhaseReply{Marks: []podapi.Mark{}}} }
+
+// phase is what a supervisor does with an op: the contract of podapi as the
+// real one keeps it.
+//
+//	running -> frozen -> sent -> captured -> pending (running again) -> written -> running
+//	stopped -> rebuilt -> running; empty -> rebuilt
 func (w *world) phase(p *wpod, q podapi.PhaseRequest) Done {
-	stale := func(text string) Done { return Done{Failure: &Failure{Kind: Refused, Text: text}} }
-	older := q.Term < p.head.Term || q.Term == p.head.Term && q.Attempt < p.head.Attempt
+	r := turn{q.Incarnation, q.Attempt}
 	switch {
-	case older:
-		return stale("of an older term or attempt")
-	case q.Incarnation < p.head.Incarnation:
-		return stale("of an older incarnation")
-	case q.Attempt <= p.void && q.Term == p.head.Term && q.Op != podapi.OpAbandon:
-		return stale("the attempt is void")
+	case q.Term < p.head.Term:
+		return conflict("of an older term")
+	case r.before(p.turn):
+		return conflict("of an older round")
+	case q.Incarnation > p.turn.inc && q.Op != podapi.OpStop && q.Op != podapi.OpRestore:
+		return conflict("this incarnation has not begun here")
+	case !p.void.before(r) && q.Op == podapi.OpAbandon:
+		return fine()
+	case !p.void.before(r):
+		return conflict("the attempt is void")
+	case r == p.turn && p.done[q.Op] && q.Op != podapi.OpPreflight && q.Op != podapi.OpSuspend && q.Op != podapi.OpContinue:
+		return p.answer(q)
 	}
-	p.settle(w.now)
-	if q.Term > p.head.Term {
-		p.void = 0
-	}
-	p.head.Term, p.head.Attempt = q.Term, q.Attempt
 	if w.chance(w.lazy / 4) {
 		return Done{Failure: &Failure{Kind: RefusedNow, Text: "not now"}}
 	}
-	switch q.Op {
-	case podapi.OpStop, podapi.OpRollback, podapi.OpRestore, podapi.OpRelease:
-		if w.chance(w.lazy / 8) {
-			return Done{Failure: &Failure{Kind: FailedForGood, Text: "something is broken"}}
-		}
-		return w.recoveryOp(p, q)
+	recovery := q.Op == podapi.OpStop || q.Op == podapi.OpRollback || q.Op == podapi.OpRestore || q.Op == podapi.OpRelease
+	if recovery && w.chance(w.lazy/8) {
+		return Done{Failure: &Failure{Kind: FailedForGood, Text: "something is broken"}}
 	}
-	return w.checkpointOp(p, q)
+	p.settle(w.now)
+	d := w.op(p, q, r)
+	if d.Failure == nil {
+		p.done[q.Op] = true
+	}
+	return d
 }
 
-func (w *world) checkpointOp(p *wpod, q podapi.PhaseRequest) Done {
-	ok := Done{Reply: &podapi.PhaseReply{Marks: []podapi.Mark{}}}
-	no := func(text string) Done { return Done{Failure: &Failure{Kind: Refused, Text: text}} }
-	if q.Incarnation != p.head.Incarnation {
-		return no("of another incarnation")
+// answer repeats what a finished op answered.
+func (p *wpod) answer(q podapi.PhaseRequest) Done {
+	d := fine()
+	if q.Op == podapi.OpWrite {
+		d.Reply.Written = &podapi.Written{Digest: "d", Files: map[string]podapi.File{"m": {Size: 10}}}
+	}
+	return d
+}
+
+// begin makes r the round of the pod.
+func (p *wpod) begin(q podapi.PhaseRequest, r turn) {
+	p.head = q.Header
+	if r != p.turn {
+		p.turn, p.done = r, map[podapi.Op]bool{}
+	}
+	p.epoch = q.Epoch
+}
+
+func (w *world) op(p *wpod, q podapi.PhaseRequest, r turn) Done {
+	stalled := p.state == "frozen" || p.state == "sent" || p.state == "captured"
+	recovering := p.state == "stopped" || p.state == "rebuilt" || p.state == "empty"
+	switch q.Op {
+	case podapi.OpSuspend:
+		p.suspend = true
+		return fine()
+	case podapi.OpContinue:
+		p.suspend, p.since = false, w.now
+		return fine()
+	case podapi.OpPreflight:
+		return fine()
+	case podapi.OpFreeze:
+		if recovering || p.state == "written" || q.Epoch <= p.seen {
+			return conflict("no freeze while " + p.state)
+		}
+		p.begin(q, r)
+		p.state = "frozen"
+		w.after(time.Duration(q.DeadlineMS)*time.Millisecond, func() { w.thaw(p, r) })
+		return fine()
+	case podapi.OpAbandon:
+		if recovering {
+			return conflict("no round to abandon")
+		}
+		p.begin(q, r)
+		if stalled {
+			p.since = w.now
+		}
+		p.state, p.void = "running", r
+		delete(p.taken, q.Epoch)
+		return fine()
+	case podapi.OpStop, podapi.OpRestore:
+		return w.backOp(p, q, r)
+	}
+	return w.followOp(p, q, r)
+}
+
+// followOp carries out the ops that have their place after another one.
+func (w *world) followOp(p *wpod, q podapi.PhaseRequest, r turn) Done {
+	need := map[podapi.Op]string{
+		podapi.OpCaptureSend: "frozen", podapi.OpCaptureRecv: "sent", podapi.OpResume: "captured",
+		podapi.OpWrite: "pending", podapi.OpCommit: "written", podapi.OpRollback: "stopped", podapi.OpRelease: "rebuilt",
+	}[q.Op]
+	if r != p.turn || p.state != need || q.Epoch != p.epoch {
+		return conflict(string(q.Op) + " out of order: " + p.state)
 	}
 	switch q.Op {
-	case podapi.OpFreeze:
-		if p.state == "frozen" && p.frozenBy == q.Attempt {
-			return ok
-		}
-		if p.state != "running" {
-			return no("not running but " + p.state)
-		}
-		p.state, p.frozenBy = "frozen", q.Attempt
-		w.after(time.Duration(q.DeadlineMS)*time.Millisecond, func() { w.thaw(p, q.Attempt) })
-	case podapi.OpCaptureSend, podapi.OpCaptureRecv:
-		if p.state != "frozen" || p.frozenBy != q.Attempt {
-			return no("not frozen by this attempt")
-		}
+	case podapi.OpCaptureSend:
+		p.state = "sent"
+	case podapi.OpCaptureRecv:
 		p.taken[q.Epoch] = wimage{term: q.Term, attempt: q.Attempt, progress: p.progress, passed: p.passed, waits: p.waits}
+		p.state = "captured"
 	case podapi.OpResume:
-		if p.state == "frozen" && p.frozenBy == q.Attempt {
-			p.state, p.since, p.frozenBy = "running", w.now, 0
-		}
+		p.state, p.since = "pending", w.now
 	case podapi.OpWrite:
-		im, taken := p.taken[q.Epoch]
-		if !taken {
-			return no("nothing taken")
-		}
-		p.node.images[imageKey{p.spec.Job, q.Epoch, p.spec.Placement.Pod}] = im
-		ok.Reply.Written = &podapi.Written{Digest: "d", Files: map[string]podapi.File{"m": {Size: 10}}}
+		p.node.images[imageKey{p.spec.Job, q.Epoch, p.spec.Placement.Pod}] = p.taken[q.Epoch]
+		p.state = "written"
 	case podapi.OpCommit:
 		if j := w.st.Jobs[p.spec.Job]; !j.State.Final() && j.Find(q.Epoch) == nil {
 			w.fail("pod %d told that epoch %d is committed", p.spec.Placement.Pod, q.Epoch)
 		}
-		p.seen = max(p.seen, q.Epoch)
-	case podapi.OpAbandon:
-		if p.state == "frozen" {
-			p.state, p.since, p.frozenBy = "running", w.now, 0
-		}
-		p.void = max(p.void, q.Attempt)
-		delete(p.taken, q.Epoch)
-	case podapi.OpSuspend:
-		p.suspend = true
-	case podapi.OpContinue:
-		p.suspend, p.since = false, w.now
+		p.state, p.seen = "running", q.Epoch
+	case podapi.OpRollback:
+		return w.goBack(p, q)
+	case podapi.OpRelease:
+		w.releasePod(p, q)
 	}
-	return ok
+	return p.answer(q)
 }
 
 // thaw is what a pod does by itself when its deadline passed in a stall.
-func (w *world) thaw(p *wpod, attempt uint64) {
-	if !p.dead && p.state == "frozen" && p.frozenBy == attempt {
-		p.state, p.since, p.frozenBy = "running", w.now, 0
-		p.void = max(p.void, attempt)
+func (w *world) thaw(p *wpod, r turn) {
+	stalled := p.state == "frozen" || p.state == "sent" || p.state == "captured"
+	if !p.dead && stalled && p.turn == r {
+		p.state, p.since, p.void = "running", w.now, r
 	}
 }
 
-func (w *world) recoveryOp(p *wpod, q podapi.PhaseRequest) Done {
-	ok := Done{Reply: &podapi.PhaseReply{Marks: []podapi.Mark{}}}
-	no := func(text string) Done { return Done{Failure: &Failure{Kind: Refused, Text: text}} }
-	if q.Op == podapi.OpRollback || q.Op == podapi.OpRestore {
-		if j := w.st.Jobs[p.spec.Job]; !j.State.Final() && j.Find(q.Epoch) == nil {
-			w.fail("pod %d returns to epoch %d, which is not committed", p.spec.Placement.Pod, q.Epoch)
+func (w *world) backOp(p *wpod, q podapi.PhaseRequest, r turn) Done {
+	if q.Op == podapi.OpStop {
+		if p.state == "empty" {
+			return conflict("a pod that is being built")
 		}
+		p.begin(q, r)
+		p.state = "stopped"
+		return fine()
+	}
+	if p.state != "empty" && p.state != "rebuilt" {
+		return conflict("cannot restore: " + p.state)
+	}
+	p.begin(q, r)
+	return w.goBack(p, q)
+}
+
+// goBack puts the ranks back to an epoch.
+func (w *world) goBack(p *wpod, q podapi.PhaseRequest) Done {
+	if j := w.st.Jobs[p.spec.Job]; !j.State.Final() && j.Find(q.Epoch) == nil {
+		w.fail("pod %d returns to epoch %d, which is not committed", p.spec.Placement.Pod, q.Epoch)
 	}
 	im, have := p.node.images[imageKey{p.spec.Job, q.Epoch, p.spec.Placement.Pod}]
-	switch q.Op {
-	case podapi.OpStop:
-		if p.state == "building" {
-			return no("a pod that is being built")
-		}
-		p.state, p.whole = "stopped", 0
-	case podapi.OpRollback:
-		if p.state != "stopped" {
-			return no("not stopped but " + p.state)
-		}
-		if !have {
-			return no("no image to roll back to")
-		}
-		p.back(q.Epoch, im)
-	case podapi.OpRestore:
-		if p.state == "whole" && p.whole == q.Epoch {
-			return ok
-		}
-		if p.state != "building" || !have {
-			return no("cannot restore: " + p.state)
-		}
-		p.back(q.Epoch, im)
-	case podapi.OpRelease:
-		if p.state == "running" && p.head.Incarnation == q.Incarnation {
-			return ok
-		}
-		if p.state != "whole" || p.whole != q.Epoch {
-			return no("not whole but " + p.state)
-		}
-		w.releasePod(p, q)
+	if !have {
+		return conflict("no image to go back to")
 	}
-	return ok
-}
-
-// back puts the ranks back to an epoch.
-func (p *wpod) back(e job.Epoch, im wimage) {
-	p.state, p.whole, p.progress, p.suspend = "whole", e, im.progress, false
+	p.state, p.whole, p.progress, p.suspend = "rebuilt", q.Epoch, im.progress, false
 	p.passed, p.waits, p.asked = im.passed, im.waits, 0
-	p.ended = false
+	p.cut, p.ended = im, false
+	return fine()
 }
 
 // releasePod lets the ranks go on, which may be only when those of all pods
 // are back at the same cut.
 func (w *world) releasePod(p *wpod, q podapi.PhaseRequest) {
-	p.head.Incarnation = q.Incarnation
-	p.state, p.since, p.frozenBy = "running", w.now, 0
+	p.state, p.since, p.seen = "running", w.now, max(p.seen, q.Epoch)
 	w.released++
-	for _, sp := range w.st.Jobs[p.spec.Job].Pods {
+	j := w.st.Jobs[p.spec.Job]
+	if j.Incarnation != q.Incarnation {
+		return
+	}
+	for _, sp := range j.Pods {
 		n := w.nodes[sp.Node]
-		if w.st.Jobs[p.spec.Job].Incarnation != q.Incarnation || n == nil || !n.up {
+		if n == nil || !n.up || n.pods[p.spec.Job] == nil {
 			continue
 		}
-		if o := n.pods[p.spec.Job]; o != nil && o.whole != q.Epoch {
+		o := n.pods[p.spec.Job]
+		if o.whole != q.Epoch || o.turn.inc != q.Incarnation {
 			w.fail("pod %d released while pod %d is %s", p.spec.Placement.Pod, sp.Index, o.state)
 		}
-	}
-	mine := p.node.images[imageKey{p.spec.Job, q.Epoch, p.spec.Placement.Pod}]
-	for _, n := range w.sorted() {
-		o := n.pods[p.spec.Job]
-		if o == nil || o == p || !n.up || o.dead || o.whole != q.Epoch || o.head.Incarnation != q.Incarnation || o.state != "running" {
-			continue
-		}
-		other := n.images[imageKey{p.spec.Job, q.Epoch, o.spec.Placement.Pod}]
-		if other.term != mine.term || other.attempt != mine.attempt {
+		if o.cut.attempt != p.cut.attempt {
 			w.fail("epoch %d: pods of different rounds", q.Epoch)
 		}
 	}

@@ -96,9 +96,10 @@ func (c *conductor) copyTo(s *scope, epoch job.Epoch, p job.PodIndex, from []job
 	}, done)
 }
 
-// publish tells every pod and every holder of a committed epoch about the
-// commit; when all know, older epochs are collected.
-func (c *conductor) publish(e *scheduler.Epoch, attempt uint64) {
+// publish tells every holder of a committed epoch, and with pods set every pod,
+// about the commit; when all know, older epochs are collected. Pods that came
+// back to that epoch know already.
+func (c *conductor) publish(e *scheduler.Epoch, pods bool) {
 	if e == nil {
 		return
 	}
@@ -109,11 +110,19 @@ func (c *conductor) publish(e *scheduler.Epoch, attempt uint64) {
 			c.collect(e.Epoch)
 		}
 	}
-	ph := phase{op: podapi.OpCommit, scope: c.scope, attempt: attempt, epoch: e.Epoch, limit: c.l.cfg.SealMax, again: true}
-	ph.fill = func(_ job.PodIndex, q *podapi.PhaseRequest) { q.SetDigest, q.RaftIndex = e.SetDigest, e.Index }
-	for _, p := range c.pods() {
+	// A pod takes a commit only in the round that took the epoch. In another
+	// incarnation none waits for it: it went back to an epoch.
+	if pods && e.Incarnation == c.inc {
 		left++
-		c.call(ph, p, count)
+		ph := phase{op: podapi.OpCommit, attempt: e.Attempt, epoch: e.Epoch}
+		ph.fill = func(_ job.PodIndex, q *podapi.PhaseRequest) { q.SetDigest, q.RaftIndex = e.SetDigest, e.Index }
+		c.tell(ph, func(all bool) {
+			if !all {
+				count(Done{Failure: &Failure{Kind: Refused}})
+				return
+			}
+			count(Done{})
+		})
 	}
 	for _, n := range c.l.st.AliveNodes() {
 		var held []job.PodIndex

@@ -1,8 +1,6 @@
 package conduct
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
 	"slices"
 	"time"
@@ -71,7 +69,7 @@ func (c *conductor) maybeRound() {
 
 // mayBegin reports whether nothing but time stands against a round.
 func (c *conductor) mayBegin() bool {
-	return c.mode == running && c.round == nil && !c.busy && len(c.bad)+len(c.gone) == 0 && len(c.exits) < c.j.Spec.Ranks
+	return c.mode == running && c.round == nil && c.telling == 0 && !c.busy && len(c.bad)+len(c.gone) == 0 && len(c.exits) < c.j.Spec.Ranks
 }
 
 func (c *conductor) begin() {
@@ -209,13 +207,13 @@ func (c *conductor) imageDone(r *round) {
 	cmd := scheduler.Commit{
 		Job: c.id, Incarnation: c.inc, Epoch: r.epoch, StallMS: r.stallMS, TimesMS: r.times,
 	}
-	sum := sha256.New()
+	digests := map[job.PodIndex]string{}
 	for p := range c.j.Pods {
 		im := r.images[job.PodIndex(p)]
 		cmd.Images = append(cmd.Images, scheduler.PodImage{Pod: im.pod, Written: im.written, Bytes: im.bytes, Holders: im.holders})
-		fmt.Fprintf(sum, "%d %s\n", p, im.written.Digest)
+		digests[im.pod] = im.written.Digest
 	}
-	cmd.SetDigest = hex.EncodeToString(sum.Sum(nil))
+	cmd.SetDigest = c.l.cfg.SetDigest(digests)
 	c.l.propose(r.scope, scheduler.Command{Commit: &cmd}, func(d Done) {
 		if d.Failure != nil {
 			c.failRound(r, "commit: "+d.Failure.Text, false)
@@ -239,7 +237,7 @@ func (c *conductor) committedRound(r *round) {
 	if c.rounds.at > 0 {
 		c.rounds.at = max(c.rounds.at, c.l.now+c.l.cfg.RoundRetry) // a round may take longer than the interval
 	}
-	c.publish(c.j.Find(r.epoch), r.attempt)
+	c.publish(c.j.Find(r.epoch), true)
 	for _, v := range r.verbs {
 		if v.Kind == VerbVacate {
 			c.vacated(v, r)
@@ -301,12 +299,30 @@ func (c *conductor) voidRound(r *round, reason string) {
 	}
 }
 
+// tell makes every pod know what became of a round, however long that takes:
+// no other round begins before, for a pod that does not know would refuse it.
+// done hears whether all agreed.
+func (c *conductor) tell(ph phase, done func(all bool)) {
+	ph.scope, ph.limit, ph.forever, ph.again = c.scope, c.l.cfg.SealMax, true, true
+	pods := c.pods()
+	c.telling += len(pods)
+	left, all := len(pods), true
+	for _, p := range pods {
+		c.call(ph, p, func(d Done) {
+			c.telling--
+			all = all && d.Failure == nil
+			if left--; left == 0 {
+				done(all)
+			}
+		})
+	}
+}
+
 // abandon tells the log and the pods that an epoch is void.
 func (c *conductor) abandon(attempt uint64, epoch job.Epoch, reason string) {
 	cmd := scheduler.Abandon{Job: c.id, Epoch: epoch, Reason: reason}
 	c.l.propose(c.scope, scheduler.Command{Abandon: &cmd}, func(Done) {})
-	ph := phase{op: podapi.OpAbandon, scope: c.scope, attempt: attempt, epoch: epoch, limit: c.l.cfg.SealMax}
-	c.all(ph, c.pods(), nil, func(job.PodIndex, *Failure) {}, func() {})
+	c.tell(phase{op: podapi.OpAbandon, attempt: attempt, epoch: epoch}, func(bool) {})
 }
 
 // dropRound forgets a round because the job's mode changed: the log has voided

@@ -24,15 +24,11 @@ func (c *conductor) run(adopted bool, was mode) {
 	}
 	c.rounds = schedule{}
 	c.planRound(c.l.now)
-	if adopted {
-		c.l.attempt++
-		if o := c.j.Open; o != nil {
-			c.abandon(c.l.attempt, o.Epoch, "the leader was lost")
-		}
+	if o := c.j.Open; o != nil && adopted {
+		c.abandon(o.Attempt, o.Epoch, "the leader was lost")
 	}
 	if adopted || was == recovering {
-		c.l.attempt++
-		c.publish(c.j.Newest(), c.l.attempt)
+		c.publish(c.j.Newest(), adopted)
 	}
 	c.moreRounds()
 	c.followRunning()

@@ -101,7 +101,7 @@ func (w *world) revive(id job.NodeID) {
 func (w *world) kill(id job.NodeID, what string) {
 	n := w.nodes[id]
 	p := n.pods[1]
-	if !n.up || p == nil || p.state != "running" || p.ended {
+	if !n.up || p == nil || !p.runs() || p.ended {
 		return
 	}
 	w.logf("FAULT %s on %s", what, id)

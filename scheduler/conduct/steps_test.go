@@ -243,3 +243,35 @@ func TestVerdicts(t *testing.T) {
 		})
 	}
 }
+
+// TestCheckpointsGoOn loses the leader at every single action of two rounds:
+// whatever a round had come to, its successor takes checkpoints again soon.
+func TestCheckpointsGoOn(t *testing.T) {
+	for name, fault := range map[string]func(*world){
+		"restarts": func(w *world) { w.restartLamd("n1") },
+		"is cut off for a moment": func(w *world) {
+			w.crash("n1", true)
+			w.after(300*time.Millisecond, func() { w.revive("n1") })
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			for n := 1; n <= 120; n++ {
+				var trace strings.Builder
+				w := stepWorld(uint64(n), 2, &trace)
+				w.work = time.Minute
+				w.onAction = func() {
+					if w.actions == n {
+						w.after(0, func() { fault(w) })
+					}
+				}
+				w.run(25*time.Second, w.ended)
+				before := w.commits
+				w.run(35*time.Second, w.ended)
+				if w.bad != nil || w.ended() || w.commits-before < 2 {
+					t.Fatalf("action %d: %v, ended %t, %d commits in the last 10 s\n%s", n, w.bad, w.ended(), w.commits-before, tail(trace.String(), 150))
+				}
+			}
+		})
+	}
+}

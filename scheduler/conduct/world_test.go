@@ -27,6 +27,7 @@ type world struct {
 	index   uint64
 	term    uint64
 	nodes   map[job.NodeID]*wnode
+	order   []*wnode   // by name
 	leaders []*wleader // of all terms that still act, the newest last
 
 	lazy  float64 // chance that an answer is lost or a request fails
@@ -76,23 +77,33 @@ type wpod struct {
 	spec     podapi.PodSpec
 	node     *wnode
 	head     podapi.Header // newest accepted
-	state    string        // running frozen stopped whole building
+	state    string        // see phase
 	dead     bool
 	lease    time.Duration // until when it may compute
 	progress time.Duration // computed
-	since    time.Duration // computing since, when state is running
-	frozenBy uint64        // attempt that froze it
-	void     uint64        // attempts up to this are void
-	taken    map[job.Epoch]wimage
-	seen     job.Epoch // newest epoch seen committed
-	ended    bool      // its ranks have exited
-	events   []podapi.Event
-	suspend  bool
-	passed   int  // PMI fences behind it
-	waits    bool // arrived at the next one
-	posted   time.Duration
-	asked    Ticket // of the post that waits for an answer, 0 = none
-	whole    job.Epoch
+	since    time.Duration // counted so far
+
+	turn  turn // the open round
+	void  turn // this and earlier ones are void
+	done  map[podapi.Op]bool
+	epoch job.Epoch // of the open round
+	taken map[job.Epoch]wimage
+	seen  job.Epoch // newest epoch seen committed
+	whole job.Epoch // came back to it
+	cut   wimage    // ... with this image
+
+	ended   bool // its ranks have exited
+	events  []podapi.Event
+	suspend bool
+	passed  int  // PMI fences behind it
+	waits   bool // arrived at the next one
+	posted  time.Duration
+	asked   Ticket // of the post that waits for an answer, 0 = none
+}
+
+// runs reports whether the state lets the ranks run.
+func (p *wpod) runs() bool {
+	return !p.dead && !p.suspend && (p.state == "running" || p.state == "pending" || p.state == "written")
 }
 
 // wleader is a leader on a node, from its election until it knows better.
@@ -136,6 +147,7 @@ func newWorld(seed uint64, compute, spares int) *world {
 			role = scheduler.Spare
 		}
 		w.nodes[id] = &wnode{id: id, boot: 1, up: true, lamd: true, pods: map[job.ID]*wpod{}, images: map[imageKey]wimage{}}
+		w.order = append(w.order, w.nodes[id])
 		w.apply(scheduler.Command{Join: &scheduler.Join{Node: id, Addr: "10.0.0.1", Boot: 1, Session: 1, Role: role, Slots: 2}})
 	}
 	var again func()
@@ -259,12 +271,7 @@ func (w *world) reconcile() {
 }
 
 func (w *world) sorted() []*wnode {
-	out := make([]*wnode, 0, len(w.nodes))
-	for _, n := range w.nodes {
-		out = append(out, n)
-	}
-	slices.SortFunc(out, func(a, b *wnode) int { return strings.Compare(string(a.id), string(b.id)) })
-	return out
+	return w.order
 }
 
 func (w *world) reach(from *wnode, to job.NodeID) *wnode {
@@ -285,7 +292,7 @@ func (w *world) killPod(p *wpod) {
 
 // settle counts what the pod computed until now.
 func (p *wpod) settle(now time.Duration) {
-	if p.state == "running" && !p.dead && !p.suspend && !p.waits && p.since < now {
+	if p.runs() && !p.waits && p.since < now {
 		until := min(now, p.lease)
 		if until > p.since {
 			p.progress += until - p.since
@@ -296,7 +303,7 @@ func (p *wpod) settle(now time.Duration) {
 
 // computing reports whether the ranks of p run at this moment.
 func (p *wpod) computing(now time.Duration) bool {
-	return p.state == "running" && !p.dead && !p.ended && !p.suspend && p.lease > now
+	return p.runs() && !p.ended && p.lease > now
 }
 
 // check looks for what may never be.
@@ -307,7 +314,7 @@ func (w *world) check() {
 	}
 	seen := map[key]*wpod{}
 	inc := map[job.ID]job.Incarnation{}
-	for _, n := range w.nodes {
+	for _, n := range w.order {
 		if !n.up {
 			continue
 		}
