@@ -47,6 +47,9 @@ func (c *conductor) end() {
 		c.closing.left++
 		c.killLast(o)
 	}
+	if e := c.j.Newest(); e != nil { // kept: a fresh cluster must be able to read it
+		c.sealAll(*e, func() { c.closing.left++ }, func(Done) { c.closing.left-- })
+	}
 }
 
 // killLast kills a pod of an ended job, again and again while its node lives.

@@ -14,7 +14,7 @@ import (
 // recovery is a return to an epoch under way:
 //
 //	survivors:  stop all -> rollback                       \
-//	lost pods:  kill old builds, stage image -> start pod   >  barrier, fence -> release all -> log
+//	lost pods:  kill old builds -> start pod, stage image   >  barrier, fence -> release all -> log
 //	            -> restore                                 /
 //
 // Pods never resume by themselves in between. Whatever fails, the log is asked
@@ -168,14 +168,15 @@ func (c *conductor) killPod(o scheduler.OldPod, done func(Done)) *call {
 	}, done)
 }
 
-// stage prepares the rebuilding of a lost pod: its image is brought to its new
-// node and checked, while a former build there is killed.
+// stage rebuilds a lost pod: its image is brought to its new node and checked,
+// while a former build there is killed and an empty pod started; then the ranks
+// are restored.
 func (c *conductor) stage(lp scheduler.LostPod) {
 	r := c.rec
 	left := 2
 	ready := func() {
 		if left--; left == 0 {
-			c.build(lp.Pod)
+			c.restore(lp.Pod)
 		}
 	}
 	here := scheduler.OldPod{Pod: lp.Pod, Place: c.where(lp.Pod)}
@@ -185,7 +186,7 @@ func (c *conductor) stage(lp scheduler.LostPod) {
 			return
 		}
 		r.killed[here] = true
-		ready()
+		c.build(lp.Pod, ready)
 	})
 	im := c.j.Find(r.r.Epoch).Images[lp.Pod]
 	c.copyTo(c.scope, r.r.Epoch, lp.Pod, im.Holders, lp.To, im.Written, true, func(d Done) {
@@ -201,26 +202,32 @@ func (c *conductor) stage(lp scheduler.LostPod) {
 	})
 }
 
-// build starts the pod and restores its ranks.
-func (c *conductor) build(p job.PodIndex) {
-	r := c.rec
+// build starts the supervisor of a lost pod.
+func (c *conductor) build(p job.PodIndex, ready func()) {
+	r, begun := c.rec, c.l.now
 	r.building[p] = true
 	c.startPod(p, true, c.l.cfg.RestoreMax, func(d Done) {
 		if d.Failure != nil {
 			c.lose(p, true, "start", d.Failure)
 			return
 		}
-		begun := c.l.now
-		fill := func(_ job.PodIndex, q *podapi.PhaseRequest) {
-			q.Book, q.Placement, q.Lost = c.j.Book(), c.j.Placement(), r.r.LostPods()
+		r.ms["start"] = max(r.ms["start"], ms(c.l.now-begun))
+		ready()
+	})
+}
+
+// restore brings the ranks of a lost pod back.
+func (c *conductor) restore(p job.PodIndex) {
+	r, begun := c.rec, c.l.now
+	fill := func(_ job.PodIndex, q *podapi.PhaseRequest) {
+		q.Book, q.Placement, q.Lost = c.j.Book(), c.j.Placement(), r.r.LostPods()
+	}
+	c.call(c.recoveryPhase(podapi.OpRestore, fill), p, func(d Done) {
+		if d.Failure != nil {
+			c.lose(p, true, "restore", d.Failure)
+			return
 		}
-		c.call(c.recoveryPhase(podapi.OpRestore, fill), p, func(d Done) {
-			if d.Failure != nil {
-				c.lose(p, true, "restore", d.Failure)
-				return
-			}
-			c.podWhole("restore", begun, reply(d))
-		})
+		c.podWhole("restore", begun, reply(d))
 	})
 }
 

@@ -124,6 +124,13 @@ func (c *conductor) publish(e *scheduler.Epoch, pods bool) {
 			count(Done{})
 		})
 	}
+	c.sealAll(*e, func() { left++ }, count)
+	count(Done{})
+}
+
+// sealAll has every living holder of an epoch write its COMMITTED record; each
+// is called before every request, done after its answer.
+func (c *conductor) sealAll(e scheduler.Epoch, each func(), done func(Done)) {
 	for _, n := range c.l.st.AliveNodes() {
 		var held []job.PodIndex
 		for _, im := range e.Images {
@@ -132,11 +139,10 @@ func (c *conductor) publish(e *scheduler.Epoch, pods bool) {
 			}
 		}
 		if len(held) > 0 {
-			left++
-			c.seal(n.ID, *e, held, count)
+			each()
+			c.seal(n.ID, e, held, done)
 		}
 	}
-	count(Done{})
 }
 
 func (c *conductor) seal(node job.NodeID, e scheduler.Epoch, pods []job.PodIndex, done func(Done)) {

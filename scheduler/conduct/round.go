@@ -269,7 +269,7 @@ func (c *conductor) failRound(r *round, reason string, retry bool) {
 	}
 	verbs := r.verbs
 	c.voidRound(r, reason)
-	c.rounds.delay = min(max(2*c.rounds.delay, c.l.cfg.RoundRetry), c.l.cfg.RoundRetryMax)
+	c.rounds.delay = min(max(2*c.rounds.delay, c.l.cfg.RoundRetry), c.longestDelay(retry))
 	if retry && len(verbs) > 0 && c.l.now-r.begun < verbMax {
 		c.wanted = append(verbs, c.wanted...)
 	} else {
@@ -280,6 +280,22 @@ func (c *conductor) failRound(r *round, reason string, retry bool) {
 	if c.j.Spec.CkptInterval > 0 || len(c.wanted) > 0 {
 		c.rounds.at = c.l.now + c.rounds.delay
 	}
+}
+
+// hasty is the longest wait after a round that failed for a cause that may pass
+// at any moment, such as a connection that was being set up.
+const hasty = 4 * time.Second
+
+// longestDelay bounds the wait after a failed round.
+func (c *conductor) longestDelay(retry bool) time.Duration {
+	d := c.l.cfg.RoundRetryMax
+	if i := c.j.Spec.CkptInterval; i > 0 {
+		d = min(d, max(i, c.l.cfg.RoundRetry))
+	}
+	if retry {
+		d = min(d, hasty)
+	}
+	return d
 }
 
 // voidRound makes an end of a round in the log and in the pods.

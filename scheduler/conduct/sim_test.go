@@ -200,6 +200,7 @@ func (w *world) fault() {
 
 func (w *world) start(spec job.Spec) {
 	w.elect()
+	w.logf("submit a job of %d ranks", spec.Ranks)
 	if r := w.apply(scheduler.Command{Submit: &scheduler.Submit{Spec: spec}}); r != nil {
 		w.fail("submit: %s", r.Text)
 	}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/lampause/lampause/job"
+	"github.com/lampause/lampause/scheduler"
 )
 
 // stepWorld is a quiet cluster of four compute nodes and two spares with a job
@@ -196,6 +197,15 @@ func TestVerdicts(t *testing.T) {
 			w.run(5*time.Second, w.ended)
 			w.toLeaders(Verb{Ticket: 9, Job: 1, Kind: VerbVacate})
 		}, 75, "vacated"},
+		{"vacated and restarted", nil, func(w *world) {
+			w.run(5*time.Second, w.ended)
+			w.toLeaders(Verb{Ticket: 9, Job: 1, Kind: VerbVacate})
+			w.run(8*time.Second, w.ended)
+			if r := w.apply(scheduler.Command{Restart: &scheduler.Restart{Job: scheduler.Job{ID: 1}}}); r != nil {
+				w.fail("restart: %s", r.Text)
+			}
+			w.toLeaders(nil)
+		}, 0, ""},
 		{"killed by the user", nil, func(w *world) {
 			w.run(5*time.Second, w.ended)
 			w.toLeaders(Verb{Ticket: 9, Job: 1, Kind: VerbKill, Code: 130, Reason: "interrupted"})

@@ -38,9 +38,10 @@ type world struct {
 	posts    map[Ticket]*wpod
 	ticket   Ticket
 	answers  []Answer
-	actions  int    // performed so far
-	onAction func() // called for each
-	fixed    bool   // delays are not drawn
+	actions  int          // performed so far
+	onAction func()       // called for each
+	onLine   func(string) // called for each line of the transcript
+	fixed    bool         // delays are not drawn
 	released int
 	commits  int
 }
@@ -160,8 +161,13 @@ func newWorld(seed uint64, compute, spares int) *world {
 }
 
 func (w *world) logf(format string, args ...any) {
-	if w.trace != nil {
-		fmt.Fprintf(w.trace, "%8.0f  %s\n", ms(w.now), fmt.Sprintf(format, args...))
+	if w.trace == nil {
+		return
+	}
+	line := fmt.Sprintf(format, args...)
+	fmt.Fprintf(w.trace, "%8.0f  %s\n", ms(w.now), line)
+	if w.onLine != nil {
+		w.onLine(line)
 	}
 }
 
@@ -218,11 +224,22 @@ func (w *world) apply(c scheduler.Command) *scheduler.Refusal {
 			if a.Event.Name == "checkpoint.committed" {
 				w.commits++
 			}
-			w.logf("event %s job=%d epoch=%d node=%s %s", a.Event.Name, a.Job, a.Epoch, a.Node, dataText(a.Event.Data))
+			w.logf("%s", eventText(a.Event))
 		}
 	}
 	w.after(w.delay(1, 20), w.reconcile)
 	return nil
+}
+
+func eventText(e *scheduler.Event) string {
+	text := "event " + e.Name
+	if e.Epoch != 0 {
+		text += fmt.Sprintf(" epoch=%d", e.Epoch)
+	}
+	if e.Node != "" {
+		text += " node=" + string(e.Node)
+	}
+	return strings.TrimSpace(text + " " + dataText(e.Data))
 }
 
 func dataText(data map[string]any) string {
