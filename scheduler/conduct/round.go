@@ -248,8 +248,10 @@ func (c *conductor) committedRound(r *round) {
 	c.moreRounds()
 }
 
+// vacated ends the job with its images kept. The end closes the conductor's
+// scope before the answer of the log is here: the verb has a scope of its own.
 func (c *conductor) vacated(v Verb, r *round) {
-	c.l.propose(c.scope, scheduler.Command{End: &scheduler.End{
+	c.l.propose(&scope{}, scheduler.Command{End: &scheduler.End{
 		Job: c.id, Incarnation: c.inc, Code: job.ExitCheckpoint, Keep: true,
 		Reason: fmt.Sprintf("vacated; `lam restart %v` goes on from epoch %d", c.id, r.epoch),
 	}}, func(d Done) {
