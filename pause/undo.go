@@ -504,12 +504,28 @@ func (u *undo) pending(ctx context.Context) error {
 	for _, info := range im.Pending {
 		b.Call(unix.SYS_RT_SIGQUEUEINFO, pid, signo(info), b.Bytes(info))
 	}
+	if err := b.Run(ctx); err != nil {
+		return err
+	}
+	live, err := u.innerTIDs()
+	if err != nil {
+		return err
+	}
 	for _, t := range im.Threads {
+		th := live[t.TID]
+		if len(t.Pending) == 0 || th == nil {
+			continue
+		}
+		// Only the thread itself may claim that the kernel sent it a signal.
+		b := f.Batch(th)
 		for _, info := range t.Pending {
 			b.Call(unix.SYS_RT_TGSIGQUEUEINFO, pid, uint64(t.TID), signo(info), b.Bytes(info))
 		}
+		if err := b.Run(ctx); err != nil {
+			return err
+		}
 	}
-	return b.Run(ctx)
+	return nil
 }
 
 // signo returns si_signo, the first word of siginfo_t.

@@ -132,6 +132,9 @@ func (u *undo) timers(ctx context.Context) error {
 	f, im := u.p.frozen, &u.c.image
 	b := f.Batch(f.Leader())
 	for i, t := range im.ITimers {
+		if t.ValueUS == 0 {
+			t.ValueUS = t.IntervalUS // it has fired, and its signal is pending
+		}
 		b.Call(unix.SYS_SETITIMER, uint64(i), b.Words(
 			uint64(t.IntervalUS/1e6), uint64(t.IntervalUS%1e6), uint64(t.ValueUS/1e6), uint64(t.ValueUS%1e6)), 0)
 	}

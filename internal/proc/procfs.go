@@ -3,6 +3,7 @@ package proc
 import (
 	"bufio"
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -238,7 +239,7 @@ func Children(pid int) ([]int, error) {
 	for _, tid := range tids {
 		b, err := readProc(pid, fmt.Sprintf("task/%d/children", tid))
 		if err != nil {
-			if os.IsNotExist(err) {
+			if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) {
 				continue
 			}
 			return nil, err
