@@ -150,15 +150,20 @@ func (b *builder) signals(ctx context.Context, p *process) error {
 			batch.Call(unix.SYS_RT_SIGQUEUEINFO, pid, sig, batch.Bytes(info))
 		}
 	}
-	for _, th := range p.img.Threads {
+	if err := batch.Run(ctx); err != nil {
+		return fmt.Errorf("queue signals again: %w", err)
+	}
+	for i, th := range p.img.Threads {
+		// Only the thread itself may claim that the kernel sent it a signal.
+		batch := p.f.Batch(p.f.Threads[i])
 		for _, info := range th.Pending {
 			if sig, ok := queueable(info); ok {
 				batch.Call(unix.SYS_RT_TGSIGQUEUEINFO, pid, uint64(th.TID), sig, batch.Bytes(info)) //nolint:gosec // positive
 			}
 		}
-	}
-	if err := batch.Run(ctx); err != nil {
-		return fmt.Errorf("queue signals again: %w", err)
+		if err := batch.Run(ctx); err != nil {
+			return fmt.Errorf("thread %d: queue signals again: %w", th.TID, err)
+		}
 	}
 	return nil
 }

@@ -24,8 +24,13 @@ const (
 func (b *builder) timers(ctx context.Context, p *process) error {
 	batch := p.f.Batch(p.f.Leader())
 	for which, it := range p.img.ITimers {
-		if it.ValueUS == 0 {
+		if it.ValueUS == 0 && it.IntervalUS == 0 {
 			continue
+		}
+		if it.ValueUS == 0 {
+			// It has fired and is armed again when its signal, which is
+			// pending, is taken; that needs the interval in place.
+			it.ValueUS = it.IntervalUS
 		}
 		const us = 1_000_000
 		w := batch.Words(uint64(it.IntervalUS/us), uint64(it.IntervalUS%us), uint64(it.ValueUS/us), uint64(it.ValueUS%us)) //nolint:gosec // not negative

@@ -167,7 +167,7 @@ func explain(err error) error {
 	if !errors.As(err, &r) {
 		return err
 	}
-	text := "it cannot be checkpointed:"
+	text := "there are obstacles:"
 	for _, o := range r.Obstacles {
 		text += "\n  " + o
 	}

@@ -191,6 +191,15 @@ func fixtures() []fixture {
 	return []fixture{
 		{name: "worker", args: []string{"0", "12", "8", "/dev/null"}},
 		{name: "worker", args: []string{"4", "12", "8", "log"}},
+		{name: "tree", exit: 3},
+		{name: "unixpair"},
+		{name: "files"},
+		{name: "maps"},
+		{name: "signals"},
+		{name: "timers"},
+		{name: "threads"},
+		{name: "vector"},
+		{name: "shared"},
 	}
 }
 

@@ -60,6 +60,13 @@ func rollback(ctx context.Context, pid int, arg, files string) (_ *Rollback, err
 		return nil, errors.Join(err, img.Close())
 	}
 	defer func() { err = errors.Join(err, pod.Close()) }()
+	// A look at the processes makes the pod know all of them.
+	if r, err := pod.Preflight(ctx); err != nil || len(r.Obstacles) > 0 {
+		if err == nil {
+			err = explain(&pause.Refusal{Obstacles: r.Obstacles})
+		}
+		return nil, errors.Join(err, img.Close())
+	}
 	if err := pod.Adopt(ctx, img, nil); err != nil {
 		return nil, errors.Join(fmt.Errorf("is process %d the one that the image was made of? %w", pid, err), img.Close())
 	}
