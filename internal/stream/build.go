@@ -240,7 +240,7 @@ func (k *socket) setWindow(next uint32) error {
 // wait to be accepted are of the abandoned future.
 func (k *socket) listen() error {
 	if !k.fresh {
-		if err := k.flush(); err != nil {
+		if err := flush(k.sys, k.fd); err != nil {
 			return err
 		}
 		if err := k.sys.SetSockInt(k.fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, k.want.Options[optReuseAddr]); err != nil {
@@ -289,15 +289,16 @@ func (k *socket) finishListener() error {
 	return k.lockBuffers()
 }
 
-// flush takes all connections out of the accept queue and drops them silently.
-func (k *socket) flush() error {
+// flush takes all connections out of a listener's queue and drops them
+// silently.
+func flush(sys *kernel.Sys, listener int) error {
 	for {
-		fd, ok, err := k.sys.Accept(k.fd)
+		fd, ok, err := sys.Accept(listener)
 		if err != nil || !ok {
 			return err
 		}
-		err = silence(k.sys, fd)
-		if err = errors.Join(err, k.sys.Close(fd)); err != nil {
+		err = silence(sys, fd)
+		if err = errors.Join(err, sys.Close(fd)); err != nil {
 			return err
 		}
 	}

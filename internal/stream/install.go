@@ -61,11 +61,15 @@ type installer struct {
 	sys   *kernel.Sys
 	f     *proc.Frozen
 	items []Item
-	ends  [2]int // of the pair
-	got   []int  // received sockets
+	ends  [2]int       // of the pair
+	got   []int        // received sockets
+	had   map[int]bool // its descriptors before
 }
 
 func (in *installer) run(ctx context.Context) (err error) {
+	if in.had, err = descriptorsOf(in.f.PID); err != nil {
+		return err
+	}
 	defer func() { err = errors.Join(err, in.cleanUp(ctx, err)) }()
 	if err := in.makePair(ctx); err != nil {
 		return err
@@ -230,20 +234,58 @@ func (in *installer) place(ctx context.Context) error {
 	return b.Run(ctx)
 }
 
-// cleanUp closes what the process does not need to keep.
+// cleanUp closes what the process does not need to keep. After a failure it is
+// not known how far the process came: then everything goes that was not there.
 func (in *installer) cleanUp(ctx context.Context, failed error) error {
 	ctx = context.WithoutCancel(ctx)
-	b := in.f.Batch(in.f.Leader())
+	var extra []int
 	for _, p := range in.temporary() {
 		if *p >= 0 {
-			b.Call(unix.SYS_CLOSE, uint64(*p))
+			extra = append(extra, *p)
 		}
 	}
-	err := b.RunAll(ctx)
-	if failed != nil && errors.Is(err, kernel.ErrGone) {
-		return nil // the failure says it
+	if failed != nil {
+		now, err := descriptorsOf(in.f.PID)
+		if err != nil {
+			return nil // the process is gone: the failure says it
+		}
+		for _, it := range in.items {
+			delete(now, it.FD)
+		}
+		extra = extra[:0]
+		for fd := range now {
+			if !in.had[fd] {
+				extra = append(extra, fd)
+			}
+		}
 	}
-	return err
+	if len(extra) == 0 {
+		return nil
+	}
+	return twice(func() error {
+		b := in.f.Batch(in.f.Leader())
+		for _, fd := range extra {
+			b.Call(unix.SYS_CLOSE, uint64(fd)) // EBADF the second time
+		}
+		return b.RunAll(ctx)
+	})
+}
+
+// descriptorsOf returns the descriptor numbers of a process.
+func descriptorsOf(pid int) (map[int]bool, error) {
+	names, err := os.ReadDir("/proc/" + strconv.Itoa(pid) + "/fd")
+	if err != nil {
+		return nil, err
+	}
+	fds := make(map[int]bool, len(names))
+	for _, n := range names {
+		fd, err := strconv.Atoi(n.Name())
+		if err != nil {
+			return nil, err
+		}
+		fds[fd] = true
+	}
+	return fds, nil
 }
 
 // registrations returns, for every descriptor number, the epoll descriptors of

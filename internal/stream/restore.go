@@ -65,7 +65,7 @@ func (s *Streams) Restore(ctx context.Context, rec *Record, live *Set, gen uint6
 			err = errors.Join(err, r.Close())
 		}
 	}()
-	if err := live.silence(ctx); err != nil {
+	if err := live.silence(ctx, rec); err != nil {
 		return nil, err
 	}
 	for _, e := range rec.Ends {
@@ -105,13 +105,23 @@ func (r *Restored) fresh() (n int) {
 	return n
 }
 
-// silence cuts every live connection without a packet. The sockets drop what
-// still arrives, and stay in repair mode.
-func (set *Set) silence(ctx context.Context) error {
+// silence cuts every live connection without a packet, and closes listeners
+// that the record does not know. The sockets drop what still arrives, and stay
+// in repair mode.
+func (set *Set) silence(ctx context.Context, rec *Record) error {
 	return each(ctx, len(set.ends), func(i int) error {
 		e := set.ends[i]
 		if e.tcp.State == stateListen {
-			return nil
+			if want := rec.Find(e.tcp.Cookie); want != nil && want.State == stateListen {
+				return nil
+			}
+			if err := flush(e.sys, e.fd); err != nil {
+				return fmt.Errorf("stream: cut %s: %w", e.name(), err)
+			}
+			// Its port may be wanted; repair mode is for closed sockets only.
+			if err := e.sys.Disconnect(e.fd); err != nil {
+				return fmt.Errorf("stream: cut %s: %w", e.name(), err)
+			}
 		}
 		if err := silence(e.sys, e.fd); err != nil {
 			return fmt.Errorf("stream: cut %s: %w", e.name(), err)
