@@ -39,8 +39,12 @@ const (
 // share nothing.
 type Member struct {
 	Meta
-	State Kind
-	Since time.Duration // of the last change of State, since Run began
+	State  Kind
+	Source Source // of the last change of State
+
+	// Accused is when the first evidence came that led to State, for suspect and
+	// dead members; zero for others. It has a monotonic reading: use time.Since.
+	Accused time.Time
 }
 
 // Event is a change of a member's state. Events of one member come in order.

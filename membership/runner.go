@@ -91,7 +91,7 @@ func (r *runner) act(ctx context.Context) []Event {
 		r.log(e)
 	}
 	if len(out.events) > 0 {
-		list := r.table.members()
+		list := r.table.members(r.c.start)
 		r.c.list.Store(&list)
 	}
 	for _, w := range out.words {

@@ -41,10 +41,10 @@ type target struct {
 
 // peer is one row. The doubt fields mean something only while doubt is set.
 type peer struct {
-	meta  Meta
-	addr  netip.AddrPort
-	state Kind
-	since time.Duration // of state
+	meta   Meta
+	addr   netip.AddrPort
+	state  Kind
+	source Source // of state
 
 	doubt    bool          // accused, being examined
 	doubtAt  time.Duration // first evidence
@@ -104,11 +104,15 @@ func (t *table) drain(now time.Duration) wishes {
 	return out
 }
 
-// members lists all rows by node name.
-func (t *table) members() []Member {
+// members lists all rows by node name; origin is the zero of the table's clock.
+func (t *table) members(origin time.Time) []Member {
 	out := make([]Member, 0, len(t.peers))
 	for _, p := range t.sorted() {
-		out = append(out, Member{Meta: p.meta, State: p.state, Since: p.since})
+		m := Member{Meta: p.meta, State: p.state, Source: p.source}
+		if p.state == Suspect || p.state == Dead {
+			m.Accused = origin.Add(p.doubtAt)
+		}
+		out = append(out, m)
 	}
 	return out
 }
@@ -346,7 +350,7 @@ func (t *table) probe(now time.Duration, p *peer) {
 
 // enter changes the state of p and tells it.
 func (t *table) enter(now time.Duration, p *peer, k Kind, s Source) {
-	p.state, p.since = k, now
+	p.state, p.source = k, s
 	ev := Event{
 		Kind: k, Node: p.meta.Node, Boot: p.meta.Boot, Session: p.meta.Session,
 		Addr: p.addr, Meta: p.meta, Source: s,
@@ -355,9 +359,10 @@ func (t *table) enter(now time.Duration, p *peer, k Kind, s Source) {
 	case Suspect:
 		ev.Doubt = now - p.doubtAt
 	case Dead:
-		if p.doubt {
-			ev.Doubt = now - p.doubtAt
+		if !p.doubt {
+			p.doubtAt = now
 		}
+		ev.Doubt = now - p.doubtAt
 		p.doubt = false
 		p.rejoinPause = t.tun.RejoinEvery
 		p.rejoinAt = now + p.rejoinPause
