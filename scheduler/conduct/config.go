@@ -29,6 +29,8 @@ type Config struct {
 	Lease       time.Duration // of a pod, from sending the renewal; default 2 s
 	LeaseMargin time.Duration // added before the leader believes a lease expired; default 500 ms
 
+	Silence time.Duration // of a node with pods that renews no lease, before it counts as dead; default 10 s
+
 	Settle    time.Duration // between the first verdict on a node and the entry in the log, for others to join; default 100 ms
 	CrashHold time.Duration // a crash waits this long, for it may be the echo of a node's death; default 250 ms
 	CrashMax  time.Duration // ... and this long at most while a node of the job is under suspicion; default 6 s
@@ -56,7 +58,7 @@ func (c Config) withDefaults() Config {
 		d time.Duration
 	}{
 		{&c.Lease, 2 * time.Second}, {&c.LeaseMargin, 500 * time.Millisecond},
-		{&c.Settle, 100 * time.Millisecond},
+		{&c.Silence, 10 * time.Second}, {&c.Settle, 100 * time.Millisecond},
 		{&c.CrashHold, 250 * time.Millisecond}, {&c.CrashMax, 6 * time.Second},
 		{&c.Retry, 100 * time.Millisecond},
 		{&c.StartMax, 30 * time.Second}, {&c.FreezeMax, 5 * time.Second},

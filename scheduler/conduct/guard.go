@@ -24,8 +24,10 @@ type guard struct {
 	doubts  map[scheduler.NodeRef]*doubt
 	grants  map[scheduler.NodeRef]time.Duration // last renewal
 	certain map[scheduler.NodeRef]bool
-	settle  time.Duration // when the verdicts so far are put into the log; 0 = none
-	latest  time.Duration // ... at the latest
+	heard   map[scheduler.NodeRef]time.Duration // of nodes with pods: last renewal asked for, or since when it has pods
+	leases  bool                                // some node renews: then all do
+	settle  time.Duration                       // when the verdicts so far are put into the log; 0 = none
+	latest  time.Duration                       // ... at the latest
 	asking  bool
 	wake    []time.Duration // when fences are reached that somebody waits for
 }
@@ -42,6 +44,7 @@ func newGuard(l *Leader) *guard {
 	return &guard{
 		l: l, scope: &scope{}, doubts: map[scheduler.NodeRef]*doubt{},
 		grants: map[scheduler.NodeRef]time.Duration{}, certain: map[scheduler.NodeRef]bool{},
+		heard: map[scheduler.NodeRef]time.Duration{},
 	}
 }
 
@@ -78,8 +81,27 @@ func (g *guard) evidence(ev Evidence) {
 	}
 }
 
-// committed forgets doubts about lives that are over.
+// committed forgets doubts about lives that are over, and learns which nodes
+// have pods.
 func (g *guard) committed() {
+	busy := map[scheduler.NodeRef]bool{}
+	for _, j := range g.l.st.Jobs {
+		if j.State.Final() {
+			continue
+		}
+		for _, p := range j.Pods {
+			ref := scheduler.NodeRef{Node: p.Node, Boot: p.Boot}
+			busy[ref] = true
+			if _, ok := g.heard[ref]; !ok {
+				g.heard[ref] = g.l.now
+			}
+		}
+	}
+	for ref := range g.heard {
+		if !busy[ref] || !g.l.st.IsAlive(ref) {
+			delete(g.heard, ref)
+		}
+	}
 	for ref := range g.doubts {
 		if !g.l.st.IsAlive(ref) {
 			delete(g.doubts, ref)
@@ -95,6 +117,7 @@ func (g *guard) committed() {
 
 func (g *guard) tick() {
 	g.wake = slices.DeleteFunc(g.wake, func(t time.Duration) bool { return t <= g.l.now })
+	g.tickSilence()
 	if g.settle == 0 || g.settle > g.l.now || g.asking {
 		return
 	}
@@ -135,7 +158,28 @@ func (g *guard) tick() {
 	})
 }
 
+// tickSilence takes a node with pods that asks for no lease any more for dead,
+// should gossip have failed to say so: its ranks stand still, and soon its
+// supervisors will kill them.
+func (g *guard) tickSilence() {
+	if !g.leases {
+		return
+	}
+	for ref, at := range g.heard {
+		if d := g.doubts[ref]; at+g.l.cfg.Silence <= g.l.now && (d == nil || !d.verdict) {
+			g.evidence(Evidence{Node: ref, Source: "no lease asked for", AgeMS: ms(g.l.now - at)})
+		}
+	}
+}
+
 func (g *guard) next(d *deadline) {
+	if g.leases {
+		for ref, at := range g.heard {
+			if b := g.doubts[ref]; b == nil || !b.verdict {
+				d.by(at + g.l.cfg.Silence)
+			}
+		}
+	}
 	if g.settle != 0 && !g.asking {
 		d.by(g.settle)
 	}
@@ -148,6 +192,10 @@ func (g *guard) next(d *deadline) {
 func (g *guard) renew(ref scheduler.NodeRef) bool {
 	if !g.l.st.IsAlive(ref) {
 		return false
+	}
+	g.leases = true
+	if _, ok := g.heard[ref]; ok {
+		g.heard[ref] = g.l.now
 	}
 	if d := g.doubts[ref]; d != nil && d.verdict {
 		return false

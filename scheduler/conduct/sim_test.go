@@ -40,6 +40,9 @@ func (w *world) crash(id job.NodeID, cut bool) {
 
 // gossip tells whoever leads what it sees of a silent node.
 func (w *world) gossip(n *wnode, boot job.Boot) {
+	if w.chance(w.lazy) {
+		return // it happens that nobody says a word
+	}
 	ref := scheduler.NodeRef{Node: n.id, Boot: boot}
 	gone := func() bool { return n.boot == boot && (!n.up || n.cut) }
 	w.after(w.delay(200, 400), func() {
