@@ -435,10 +435,20 @@ func TestLeaveIsToldAsLeft(t *testing.T) {
 func TestReportedTimeoutIsFasterThanGossip(t *testing.T) {
 	bubble(t, func(l *lab) {
 		l.startAll(16)
+		off := time.Now()
 		l.powerOff(9, 1)
 		leader := l.members["n1#1"]
 		leader.c.Report(Evidence{Node: "n9", Boot: 1, Source: SourceTimeout, Detail: "lease renewal"})
 		l.until(5*time.Second, "death", func() bool { return leader.state("n9", 1) == Dead })
+		for _, m := range leader.c.Members() {
+			dead := m.Node == "n9"
+			if dead && (m.Source != SourceTimeout || m.Accused.Before(off) || m.Accused.After(time.Now())) {
+				t.Errorf("n9 accused at %v by %s", m.Accused.Sub(off), m.Source)
+			}
+			if !dead && !m.Accused.IsZero() {
+				t.Errorf("%s accused", m.Node)
+			}
+		}
 		leader.mu.Lock()
 		defer leader.mu.Unlock()
 		for _, e := range leader.told {
