@@ -4,6 +4,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/lampause/lampause/image"
 	"github.com/lampause/lampause/job"
 )
 
@@ -40,6 +41,45 @@ func BenchmarkStall(b *testing.B) {
 			b.Fatal(err)
 		}
 		time.Sleep(5 * time.Millisecond)
+	}
+	for k, v := range sum {
+		b.ReportMetric(v/float64(e), "ms-"+k)
+	}
+}
+
+// BenchmarkCycle measures a checkpoint and a rollback of 512 MB, of which 32
+// are being changed.
+func BenchmarkCycle(b *testing.B) {
+	p := start(b, build(b, "big"), "512", "32")
+	pod, dir := newPod(b, nil, p)
+	sum := map[string]float64{}
+	e := job.Epoch(0)
+	for b.Loop() {
+		e++
+		if err := pod.Prepare(testCtx(b)); err != nil {
+			b.Fatal(err)
+		}
+		begin := time.Now()
+		if _, err := capture(testCtx(b), pod, e); err != nil {
+			b.Fatal(err)
+		}
+		sum["stall"] += ms(time.Since(begin))
+		begin = time.Now()
+		if _, err := pod.Write(testCtx(b), e, dir, image.Options{}, Extra{}); err != nil {
+			b.Fatal(err)
+		}
+		sum["write"] += ms(time.Since(begin))
+		if err := pod.Commit(testCtx(b), e); err != nil {
+			b.Fatal(err)
+		}
+		if err := dir.Remove(e); err != nil {
+			b.Fatal(err)
+		}
+		time.Sleep(20 * time.Millisecond)
+		r := rollback(b, pod, e, uint64(e))
+		for _, k := range []string{"rollback", "pages", "layout", "finish", "scan"} {
+			sum[k] += r.TimesMS[k]
+		}
 	}
 	for k, v := range sum {
 		b.ReportMetric(v/float64(e), "ms-"+k)

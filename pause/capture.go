@@ -180,7 +180,31 @@ func captureProcess(ctx context.Context, p *process, c *captured) error {
 	if im.Pending, err = f.Pending(f.Leader(), true); err != nil {
 		return err
 	}
+	if im.Zombies, err = zombies(p.pid); err != nil {
+		return err
+	}
 	return captureThreads(ctx, p, im)
+}
+
+// zombies lists the children of pid that have ended and were not waited for.
+func zombies(pid int) ([]image.Zombie, error) {
+	kids, err := proc.Children(pid)
+	if err != nil {
+		return nil, err
+	}
+	var out []image.Zombie
+	for _, kid := range kids {
+		stat, err := proc.ReadStat(kid)
+		if err != nil || stat.State != 'Z' {
+			continue // it lives, or its parent is not the one that is frozen
+		}
+		st, err := proc.ReadStatus(kid)
+		if err != nil {
+			return nil, fmt.Errorf("ended child %d: %w", kid, err)
+		}
+		out = append(out, image.Zombie{PID: st.Inner(), Status: stat.ExitCode})
+	}
+	return out, nil
 }
 
 func last(ids []int) int {

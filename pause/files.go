@@ -258,7 +258,7 @@ func (t *fileTable) capture(ctx context.Context, obs *obstacles) error {
 		var err error
 		switch d.Kind {
 		case image.FDFile:
-			err = t.captureFile(d, o, obs)
+			err = t.captureFile(d, o)
 		case image.FDDevice, image.FDTTY:
 			d.Path = o.link
 		case image.FDPipe, image.FDFifo:
@@ -275,7 +275,7 @@ func (t *fileTable) capture(ctx context.Context, obs *obstacles) error {
 		case image.FDSignalfd:
 			d.SigMask = o.info.SigMask
 		case image.FDMemfd:
-			obs.add(o.p, "descriptor %d (%s): memfd is not supported", o.num, o.link)
+			err = t.captureFile(d, o)
 		}
 		if err != nil {
 			return fmt.Errorf("rank %d descriptor %d (%s): %w", o.p.rank, o.num, o.link, err)
@@ -284,7 +284,7 @@ func (t *fileTable) capture(ctx context.Context, obs *obstacles) error {
 	return nil
 }
 
-func (t *fileTable) captureFile(d *description, o *openFile, obs *obstacles) error {
+func (t *fileTable) captureFile(d *description, o *openFile) error {
 	path, gone := strings.CutSuffix(o.link, " (deleted)")
 	gone = gone && o.stat.Nlink == 0
 	if !gone {
@@ -294,9 +294,6 @@ func (t *fileTable) captureFile(d *description, o *openFile, obs *obstacles) err
 	d.File = &image.FileState{
 		MappedFile: image.MappedFile{Path: path, Dev: o.stat.Dev, Ino: o.stat.Ino, Size: o.stat.Size},
 		Offset:     o.info.Pos, Mode: o.stat.Mode, Deleted: gone,
-	}
-	if gone {
-		obs.add(o.p, "descriptor %d (%s): deleted files are not supported", o.num, o.link)
 	}
 	return nil
 }

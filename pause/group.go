@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"github.com/lampause/lampause/internal/kernel"
 	"github.com/lampause/lampause/internal/proc"
@@ -30,6 +32,7 @@ type group struct {
 	sys       *kernel.Sys
 	ranks     []Rank
 	externals []External
+	files     identities // of mapped files
 
 	mu     sync.Mutex // guards the fields below while ranks are worked on in parallel
 	procs  map[int]*process
@@ -121,6 +124,11 @@ func (g *group) freeze(ctx context.Context) (gone []job.Rank, err error) {
 			gone = append(gone, r.Rank)
 		}
 	}
+	for _, p := range g.procs {
+		if p.frozen == nil {
+			g.forget(p) // a descendant that ended since
+		}
+	}
 	return gone, nil
 }
 
@@ -206,12 +214,28 @@ func (g *group) close() {
 // innerPIDs maps the pids that the ranks see to ours.
 func (g *group) innerPIDs() (map[int]int, error) {
 	out := map[int]int{}
-	for _, r := range g.ranks {
-		st, err := proc.ReadStatus(r.PID)
+	var add func(pid int) error
+	add = func(pid int) error {
+		st, err := proc.ReadStatus(pid)
 		if err != nil {
+			return err
+		}
+		out[st.Inner()] = pid
+		kids, err := proc.Children(pid)
+		if err != nil {
+			return err
+		}
+		for _, kid := range kids {
+			if err := add(kid); err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.ESRCH) {
+				return err
+			}
+		}
+		return nil
+	}
+	for _, r := range g.ranks {
+		if err := add(r.PID); err != nil {
 			return nil, fmt.Errorf("rank %d: %w", r.Rank, err)
 		}
-		out[st.Inner()] = r.PID
 	}
 	return out, nil
 }

@@ -183,42 +183,41 @@ func rollback(t testing.TB, pod *Pod, e job.Epoch, gen uint64) *Report {
 // TestRollbackRandom compares runs that are put back several times, at random
 // moments, with an undisturbed one.
 func TestRollbackRandom(t *testing.T) {
-	exe := build(t, "mix")
-	dir := t.TempDir()
-	run := func(name string, disturb func(p *program)) string {
-		out := filepath.Join(dir, name)
-		p := start(t, exe, out, "1200")
-		if disturb != nil {
-			disturb(p)
-		}
-		p.wait()
-		b, err := os.ReadFile(out)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return string(b)
-	}
-	want := run("want", nil)
-	for i, name := range []string{"a", "b", "c"} {
-		rnd := rand.New(rand.NewPCG(uint64(i), 7))
-		pause := func(ms int) { time.Sleep(time.Duration(rnd.IntN(ms*1000)) * time.Microsecond) }
-		got := run(name, func(p *program) {
-			pod, jd := newPod(t, nil, p)
-			gen := uint64(1)
-			for e := job.Epoch(1); e <= 3; e++ {
-				pause(50)
-				checkpoint(t, pod, jd, e)
-				for range 1 + rnd.IntN(3) {
-					pause(60)
-					r := rollback(t, pod, e, gen)
-					t.Logf("rollback: %d bytes, %v", r.Bytes, r.TimesMS)
-					gen++
+	for _, c := range []struct{ name, steps string }{{"mix", "1200"}, {"shm", "60000"}} {
+		t.Run(c.name, func(t *testing.T) {
+			exe := build(t, c.name)
+			want := reference(t, exe, c.steps)
+			for seed := range uint64(3) {
+				out := filepath.Join(t.TempDir(), "out")
+				p := start(t, exe, out, c.steps)
+				disturb(t, p, rand.New(rand.NewPCG(seed, 7)))
+				p.wait()
+				got, err := os.ReadFile(out)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if string(got) != want {
+					t.Fatalf("seed %d: output differs from an undisturbed run", seed)
 				}
 			}
-			pause(30)
 		})
-		if got != want {
-			t.Fatalf("run %s: output differs:\n%s\nwant:\n%s", name, got, want)
+	}
+}
+
+// disturb takes three checkpoints and goes back to each of them some times.
+func disturb(t *testing.T, p *program, rnd *rand.Rand) {
+	t.Helper()
+	pause := func(ms int) { time.Sleep(time.Duration(rnd.IntN(ms*1000)) * time.Microsecond) }
+	pod, dir := newPod(t, nil, p)
+	gen := uint64(1)
+	for e := job.Epoch(1); e <= 3; e++ {
+		pause(50)
+		checkpoint(t, pod, dir, e)
+		for range 1 + rnd.IntN(3) {
+			pause(60)
+			r := rollback(t, pod, e, gen)
+			t.Logf("rollback: %d bytes, %v", r.Bytes, r.TimesMS)
+			gen++
 		}
 	}
 }

@@ -153,6 +153,9 @@ func (p *Pod) captureSend(ctx context.Context, r *Report) error {
 	if err := errors.Join(eg.Wait(), obs.err()); err != nil {
 		return errors.Join(err, snap.waitCopies())
 	}
+	if err := p.captureObjects(ctx, snap, p.round.files, obs); err != nil {
+		return errors.Join(err, snap.waitCopies())
+	}
 	snap.clock = now()
 	snap.describe(p.group, p.round.files)
 	if p.round.set != nil {
@@ -230,6 +233,9 @@ func (p *Pod) captureRecv(ctx context.Context, r *Report) error {
 	r.TimesMS["copy"] = ms(time.Since(begin))
 	for _, c := range p.draft.procs {
 		r.Bytes += c.pages.bytes()
+	}
+	for _, o := range p.draft.objects {
+		r.Bytes += o.pages.bytes()
 	}
 	p.draft.whole = true
 	return nil

@@ -63,6 +63,9 @@ func (p *Pod) rollback(ctx context.Context, a args, r *Report) error {
 		return errors.Join(err, waitAll(jobs))
 	}
 	r.TimesMS["descriptors"] = ms(time.Since(begin))
+	if err := p.undoObjects(ctx, snap); err != nil {
+		return errors.Join(err, waitAll(jobs))
+	}
 	begin = time.Now()
 	each(jobs, lost, func(j *undo) error { return j.finish(ctx) })
 	r.TimesMS["finish"] = ms(time.Since(begin))
@@ -89,6 +92,23 @@ func (p *Pod) files(ctx context.Context, snap *snapshot, jobs []*undo, lost *los
 		return err
 	}
 	each(jobs, lost, func(j *undo) error { return j.epolls(ctx, plan) })
+	return nil
+}
+
+// undoObjects puts shared memory and deleted files back.
+func (p *Pod) undoObjects(ctx context.Context, snap *snapshot) error {
+	for i, o := range snap.objects {
+		a, err := openObject(p.group, snap, p.round.files, i+1)
+		if err == nil {
+			err = p.undoObject(ctx, o, a)
+			a.close()
+		} else {
+			err = nil // closed since; the plan of descriptors made it anew
+		}
+		if err != nil {
+			return fmt.Errorf("%s %s: %w", o.Kind, o.Name, err)
+		}
+	}
 	return nil
 }
 

@@ -11,6 +11,7 @@ import (
 
 	"github.com/lampause/lampause/image"
 	"github.com/lampause/lampause/internal/podapi"
+	"github.com/lampause/lampause/internal/proc"
 	"github.com/lampause/lampause/internal/stream"
 	"github.com/lampause/lampause/job"
 )
@@ -31,13 +32,14 @@ func clockNS(id int32) int64 {
 
 // snapshot is the state of all processes of a pod at an epoch.
 type snapshot struct {
-	epoch  job.Epoch
-	procs  []*captured
-	descs  []image.Description
-	record *stream.Record // nil without TCP
-	clock  image.Clock
-	whole  bool // everything was captured
-	reader *image.Reader
+	epoch   job.Epoch
+	procs   []*captured
+	descs   []image.Description
+	objects []*object
+	record  *stream.Record // nil without TCP
+	clock   image.Clock
+	whole   bool // everything was captured
+	reader  *image.Reader
 
 	copies  *errgroup.Group
 	copyCtx context.Context
@@ -89,6 +91,11 @@ func (s *snapshot) release(g *group) {
 				continue
 			}
 			c.pages.free()
+		}
+		for _, o := range s.objects {
+			if m, ok := o.pages.(*memory); ok {
+				g.giveBuffer(m.buf)
+			}
 		}
 		if s.reader != nil {
 			_ = s.reader.Close() // read only
@@ -189,7 +196,7 @@ func (s *snapshot) describeStreams() {
 }
 
 // manifest returns the image's manifest, without what Writer.Commit sets.
-func (s *snapshot) manifest(cfg Config, x Extra) (*image.Manifest, error) {
+func (s *snapshot) manifest(cfg Config, x Extra, files *identities) (*image.Manifest, error) {
 	host, err := image.LocalHost()
 	if err != nil {
 		return nil, err
@@ -198,9 +205,12 @@ func (s *snapshot) manifest(cfg Config, x Extra) (*image.Manifest, error) {
 		Node: cfg.Node, Ranks: map[job.Rank]int{}, Descriptions: slices.Clone(s.descs),
 		Stdio: x.Stdio, PMI: x.PMI, Host: host, Clock: s.clock,
 	}
+	for _, o := range s.objects {
+		m.Objects = append(m.Objects, o.Object)
+	}
 	for _, c := range s.procs {
 		im := c.image
-		if im.Exe, im.Maps, err = identifyFiles(c); err != nil {
+		if im.Exe, im.Maps, err = files.identifyFiles(c); err != nil {
 			return nil, fmt.Errorf("rank %d: %w", c.rank, err)
 		}
 		m.Processes = append(m.Processes, im)
@@ -232,8 +242,54 @@ func adopted(g *group, r *image.Reader, rec *stream.Record) (*snapshot, error) {
 		c.pages = newStored(pr)
 		s.procs = append(s.procs, c)
 	}
+	for i := range m.Objects {
+		pr, err := r.Object(i + 1)
+		if err != nil {
+			return nil, err
+		}
+		s.objects = append(s.objects, &object{Object: m.Objects[i], pages: newStored(pr)})
+	}
+	if err := s.adoptObjects(); err != nil {
+		return nil, err
+	}
 	s.adoptStreams()
 	return s, nil
+}
+
+// adoptObjects learns which files the objects are now, from the rebuilt
+// processes.
+func (s *snapshot) adoptObjects() error {
+	for _, c := range s.procs {
+		live, err := proc.Maps(c.pid)
+		if err != nil {
+			return err
+		}
+		c.image.Maps = slices.Clone(c.image.Maps)
+		for i := range c.image.Maps {
+			v := &c.image.Maps[i]
+			k := slices.IndexFunc(live, func(m proc.Map) bool { return m.Start <= v.Start && v.Start < m.End })
+			if v.Object == 0 || k < 0 {
+				continue
+			}
+			v.File = &image.MappedFile{Path: live[k].Path, Dev: live[k].Dev, Ino: live[k].Ino}
+			s.objects[v.Object-1].key = fileKey{live[k].Dev, live[k].Ino}
+		}
+		for _, fd := range c.image.FDs {
+			d := &s.descs[fd.Desc-1]
+			if d.Object == 0 || d.File == nil {
+				continue
+			}
+			var st unix.Stat_t
+			if err := unix.Stat(fmt.Sprintf("/proc/%d/fd/%d", c.pid, fd.Num), &st); err != nil {
+				return fmt.Errorf("descriptor %d: %w", fd.Num, err)
+			}
+			f := *d.File
+			f.Dev, f.Ino = st.Dev, st.Ino
+			d.File = &f
+			s.objects[d.Object-1].key = fileKey{st.Dev, st.Ino}
+		}
+	}
+	return nil
 }
 
 // adoptStreams gives the descriptions the identities that the connections have

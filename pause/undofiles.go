@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"strconv"
 
 	"golang.org/x/sys/unix"
@@ -79,7 +80,7 @@ func sameDescription(want *image.Description, l *description, t *fileTable) bool
 	switch want.Kind {
 	case image.FDExternal:
 		return want.External == l.External
-	case image.FDFile:
+	case image.FDFile, image.FDMemfd:
 		return want.File.Ino == o.stat.Ino && want.Flags&unix.O_ACCMODE == l.id.mode&unix.O_ACCMODE
 	case image.FDDevice, image.FDTTY:
 		return want.Path == o.link && want.Flags&unix.O_ACCMODE == l.id.mode
@@ -168,6 +169,9 @@ func (pl *filePlan) create(d *planned) (err error) {
 	w := d.want
 	flags := w.Flags&^(unix.O_CREAT|unix.O_EXCL|unix.O_TRUNC) | unix.O_CLOEXEC
 	root := "/proc/" + strconv.Itoa(d.holder.c.pid) + "/root"
+	if w.Object != 0 {
+		return pl.createObject(d)
+	}
 	switch w.Kind {
 	case image.FDFile, image.FDDevice, image.FDTTY:
 		d.fd, err = unix.Open(root+w.Path, flags|unix.O_NOCTTY, 0)
@@ -201,6 +205,32 @@ func (pl *filePlan) create(d *planned) (err error) {
 		d.fd = -1
 	}
 	return err
+}
+
+// createObject opens a memfd or deleted file again that somebody still has, or
+// makes it anew.
+func (pl *filePlan) createObject(d *planned) (err error) {
+	w := d.want
+	o := pl.snap.objects[w.Object-1]
+	for i := range pl.descs {
+		if x := &pl.descs[i]; x.want.Object == w.Object && x.fd >= 0 {
+			d.fd, err = unix.Open("/proc/self/fd/"+strconv.Itoa(x.fd), w.Flags&unix.O_ACCMODE|unix.O_CLOEXEC, 0)
+			return err
+		}
+	}
+	root := "/proc/" + strconv.Itoa(d.holder.c.pid) + "/root"
+	switch o.Kind {
+	case image.ObjectMemfd:
+		d.fd, err = unix.MemfdCreate(o.Name, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	case image.ObjectShm:
+		d.fd, err = unix.Open(root+w.Path, unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC, o.Mode)
+	default:
+		d.fd, err = unix.Open(root+filepath.Dir(w.Path), unix.O_RDWR|unix.O_TMPFILE|unix.O_CLOEXEC, o.Mode)
+	}
+	if err != nil {
+		return err
+	}
+	return o.undoFile(context.Background(), d.fd, normalize(o.pages.ranges()))
 }
 
 // createPipe makes a pipe for all of its descriptions. An end that nobody had
@@ -262,7 +292,7 @@ func (pl *filePlan) resetOne(d *planned) error {
 		return err
 	}
 	switch w.Kind { // with the flags as they are: reads must not block
-	case image.FDFile:
+	case image.FDFile, image.FDMemfd:
 		err = pl.resetFile(d)
 	case image.FDPipe, image.FDFifo:
 		err = pl.resetPipe(d)
@@ -286,7 +316,7 @@ func (pl *filePlan) resetFile(d *planned) error {
 	if _, err := unix.Seek(d.fd, f.Offset, unix.SEEK_SET); err != nil && err != unix.ESPIPE {
 		return fmt.Errorf("seek to %d: %w", f.Offset, err)
 	}
-	if f.Mode&unix.S_IFMT != unix.S_IFREG || pl.files == "seek" {
+	if f.Mode&unix.S_IFMT != unix.S_IFREG || d.want.Object != 0 || pl.files == "seek" {
 		return nil
 	}
 	var st unix.Stat_t

@@ -6,8 +6,12 @@ import (
 	"fmt"
 	"os"
 	"strconv"
+	"sync"
+	"syscall"
+	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"github.com/lampause/lampause/image"
 	"github.com/lampause/lampause/internal/podapi"
@@ -24,7 +28,7 @@ func (p *Pod) write(ctx context.Context, epoch job.Epoch, x Extra, open func(ima
 	done := snap.use()
 	defer done()
 	id := image.Identity{Job: p.cfg.Job, Pod: p.cfg.Pod, Epoch: epoch, Incarnation: p.cfg.Incarnation}
-	written, err := snap.store(ctx, p.cfg, x, func() (*image.Writer, error) { return open(id) })
+	written, err := snap.store(ctx, p.cfg, x, &p.group.files, func() (*image.Writer, error) { return open(id) })
 	if err != nil {
 		return nil, fmt.Errorf("pause: write epoch %d: %w", epoch, err)
 	}
@@ -57,8 +61,8 @@ func (p *Pod) beginWrite(epoch job.Epoch) (_ *snapshot, again *podapi.Written, e
 }
 
 // store writes the page files of all processes in parallel, then the manifest.
-func (s *snapshot) store(ctx context.Context, cfg Config, x Extra, open func() (*image.Writer, error)) (_ podapi.Written, err error) {
-	m, err := s.manifest(cfg, x)
+func (s *snapshot) store(ctx context.Context, cfg Config, x Extra, files *identities, open func() (*image.Writer, error)) (_ podapi.Written, err error) {
+	m, err := s.manifest(cfg, x, files)
 	if err != nil {
 		return podapi.Written{}, err
 	}
@@ -74,7 +78,14 @@ func (s *snapshot) store(ctx context.Context, cfg Config, x Extra, open func() (
 	eg, ectx := errgroup.WithContext(ctx)
 	eg.SetLimit(2) // the ranks want the cores
 	for _, c := range s.procs {
-		eg.Go(func() error { return c.store(ectx, w) })
+		eg.Go(func() error {
+			return storePages(ectx, c.pages, func() (*image.PageWriter, error) { return w.Process(c.image.PID) })
+		})
+	}
+	for i, o := range s.objects {
+		eg.Go(func() error {
+			return storePages(ectx, o.pages, func() (*image.PageWriter, error) { return w.Object(i + 1) })
+		})
 	}
 	if err := eg.Wait(); err != nil {
 		return podapi.Written{}, err
@@ -82,34 +93,69 @@ func (s *snapshot) store(ctx context.Context, cfg Config, x Extra, open func() (
 	return w.Commit(ctx, m)
 }
 
-// store writes the page file of one process.
-func (c *captured) store(ctx context.Context, w *image.Writer) (err error) {
-	pw, err := w.Process(c.image.PID)
+// storePages writes one page file.
+func storePages(ctx context.Context, p pages, open func() (*image.PageWriter, error)) (err error) {
+	pw, err := open()
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, pw.Close()) }()
-	return c.pages.each(ctx, 1, pw.Write)
+	return p.each(ctx, 1, pw.Write)
+}
+
+// identities remembers what files are, so that each is read once and not at
+// every checkpoint. It is safe for concurrent use.
+type identities struct {
+	mu    sync.Mutex
+	known map[string]identified
+}
+
+// identified is a file that was read, and how it looked then.
+type identified struct {
+	file image.MappedFile
+	mod  time.Time
+}
+
+// get identifies the file at path of process pid; when that is gone, of our own
+// tree, which is the same one.
+func (x *identities) get(pid int, path string) (image.MappedFile, error) {
+	full := "/proc/" + strconv.Itoa(pid) + "/root" + path
+	st, err := os.Stat(full)
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+		full = path
+		st, err = os.Stat(full)
+	}
+	if err != nil {
+		return image.MappedFile{}, err
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if k, ok := x.known[path]; ok && k.mod.Equal(st.ModTime()) && k.file.Size == st.Size() && k.file.Ino == inode(st) {
+		return k.file, nil
+	}
+	f, err := image.IdentifyFile(full)
+	if err != nil {
+		return f, err
+	}
+	f.Path = path
+	if x.known == nil {
+		x.known = map[string]identified{}
+	}
+	x.known[path] = identified{f, st.ModTime()}
+	return f, nil
+}
+
+func inode(st os.FileInfo) uint64 {
+	if s, ok := st.Sys().(*syscall.Stat_t); ok {
+		return s.Ino
+	}
+	return 0
 }
 
 // identifyFiles completes the files of the mappings with build-ids and sizes.
 // It reads the files, so it is not done during the stall.
-func identifyFiles(c *captured) (exe image.MappedFile, maps []image.Mapping, err error) {
-	root := "/proc/" + strconv.Itoa(c.pid) + "/root"
-	known := map[string]image.MappedFile{}
-	get := func(path string) (image.MappedFile, error) {
-		if f, ok := known[path]; ok {
-			return f, nil
-		}
-		f, err := image.IdentifyFile(root + path)
-		if err != nil {
-			return f, err
-		}
-		f.Path = path
-		known[path] = f
-		return f, nil
-	}
-	if exe, err = get(c.image.Exe.Path); err != nil {
+func (x *identities) identifyFiles(c *captured) (exe image.MappedFile, maps []image.Mapping, err error) {
+	if exe, err = x.get(c.pid, c.image.Exe.Path); err != nil {
 		return exe, nil, err
 	}
 	maps = append(maps, c.image.Maps...)
@@ -117,7 +163,7 @@ func identifyFiles(c *captured) (exe image.MappedFile, maps []image.Mapping, err
 		if maps[i].File == nil || maps[i].Object != 0 {
 			continue
 		}
-		f, err := get(maps[i].File.Path)
+		f, err := x.get(c.pid, maps[i].File.Path)
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			return exe, nil, err
 		}
