@@ -9,6 +9,7 @@
 
 static volatile int in_handler, seen;
 static char stack[65536];
+static volatile int sent;
 
 static void on_usr2(int sig, siginfo_t *info, void *ctx) {
   char here;
@@ -25,6 +26,7 @@ static void *waiter(void *arg) {
   sigset_t set;
   sigemptyset(&set);
   sigaddset(&set, SIGUSR1);
+  while (!sent) pause_ms(1);
   gate();
   siginfo_t info;
   struct timespec zero = {0, 0};
@@ -50,6 +52,7 @@ int main(void) {
   for (int i = 0; i < 5; i++) sigqueue(getpid(), SIGRTMIN + 3, (union sigval){.sival_int = 100 + i});
   kill(getpid(), SIGHUP);
   pthread_kill(t, SIGUSR1);
+  sent = 1;
   for (int s = 0; s < 4; s++) step(s);
   sigqueue(getpid(), SIGUSR2, (union sigval){.sival_int = 77});
   need(seen == 1 && !in_handler);
