@@ -33,6 +33,10 @@ func (s *Server) Resume() {
 	for _, r := range s.locals() {
 		s.consume(s.conns[r])
 	}
+	for _, r := range s.gone {
+		s.step(OnGone{Rank: r})
+	}
+	s.gone = nil
 	s.resumed.Broadcast()
 }
 
@@ -96,7 +100,7 @@ func (s *Server) Import(data []byte) error {
 	s.endFences()
 	s.fences, s.endFences = context.WithCancel(context.Background())
 	b.State.Size, b.State.Mapping, b.State.Job = s.state.Size, s.state.Mapping, s.state.Job
-	s.state, s.imported = b.State, true
+	s.state, s.imported, s.gone = b.State, true, nil
 	for _, r := range s.locals() {
 		c := s.conns[r]
 		if _, err := c.drain(); err != nil {

@@ -29,13 +29,16 @@ type Prober interface {
 }
 
 // Listener hears of the ranks' progress. Its methods are called with the
-// server's lock held: they must not call the Server and not block.
+// server's lock held: they must not call the Server, and not wait for anybody.
 type Listener interface {
 	// Phase says that a rank entered a phase.
 	Phase(r job.Rank, p Phase)
 	// Fence says that fence seq is complete. MPI_Init is over after the second
 	// one of MPICH.
 	Fence(seq int)
+	// Final says that ranks are about to close their connections at the end of
+	// MPI_Finalize; they do so when it has returned.
+	Final()
 	// Abort says that a rank called MPI_Abort, or broke the protocol (err).
 	Abort(r job.Rank, code int, text string, err error)
 }
@@ -66,10 +69,12 @@ type Server struct {
 	cfg   Config
 	start time.Time
 
+	conns map[job.Rank]*conn // the map does not change after New; its conns are guarded
+
 	mu        sync.Mutex // guards all below
 	resumed   *sync.Cond // signalled when paused falls, and when closed rises
 	state     State
-	conns     map[job.Rank]*conn
+	gone      []job.Rank // ended while the server was paused
 	paused    bool
 	closed    bool
 	imported  bool            // OnRestore is due at Resume
@@ -102,8 +107,6 @@ func New(cfg Config) (*Server, error) {
 // RankEnd returns the descriptor that rank r inherits as PMI_FD, nil for a
 // rank of another pod. It stays the server's: duplicate it, do not close it.
 func (s *Server) RankEnd(r job.Rank) *os.File {
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	if c := s.conns[r]; c != nil {
 		return c.rank
 	}
@@ -223,6 +226,9 @@ func (s *Server) step(e Event) {
 				s.cfg.Log.Warn().Err(err).Int("rank", int(a.Rank)).Msg("pmi answer not delivered")
 			}
 		case DoFence:
+			if a.Fence.Early {
+				s.cfg.Log.Info().Int("seq", a.Fence.Seq).Msg("a rank waits for answers of ranks in MPI_Finalize; its fence is completed early")
+			}
 			s.wg.Add(1)
 			go s.fence(s.fences, a.Fence)
 		case DoProbe:
@@ -233,6 +239,8 @@ func (s *Server) step(e Event) {
 			}
 		case DoPhase:
 			s.cfg.Events.Phase(a.Rank, a.Phase)
+		case DoFinal:
+			s.cfg.Events.Final()
 		case DoAbort:
 			if a.Err != nil {
 				s.conns[a.Rank].broken = true
@@ -282,11 +290,16 @@ func (s *Server) probe(ctx context.Context, p DoProbe) {
 	}
 }
 
-// Gone says that the process of rank r has ended.
+// Gone says that the process of rank r has ended. It counts when the server
+// is not paused; an Import before that makes it void.
 func (s *Server) Gone(r job.Rank) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.await() {
+	switch {
+	case s.closed:
+	case s.paused:
+		s.gone = append(s.gone, r)
+	default:
 		s.step(OnGone{Rank: r})
 	}
 }

@@ -76,6 +76,9 @@ type (
 		Rank  job.Rank
 		Phase Phase
 	}
+	// DoFinal says that the fence of MPI_Finalize is complete. It comes before
+	// the answers that let the ranks close their connections.
+	DoFinal struct{}
 	// DoAbort reports MPI_Abort, or a rank that broke the protocol (Err).
 	DoAbort struct {
 		Rank job.Rank
@@ -90,6 +93,7 @@ func (DoFence) action() {}
 func (DoProbe) action() {}
 func (DoPhase) action() {}
 func (DoAbort) action() {}
+func (DoFinal) action() {}
 
 // Fence is this pod's part of a job-wide fence.
 type Fence struct {
@@ -293,7 +297,10 @@ func (s *State) fence(e OnFence) []Action {
 	if e.Seq != s.Done+1 {
 		return nil // a repetition
 	}
-	out := make([]Action, 0, len(s.Ranks))
+	out := make([]Action, 0, len(s.Ranks)+1)
+	if s.finalizing() {
+		out = append(out, DoFinal{})
+	}
 	for _, r := range s.waiting() {
 		s.Ranks[r].Puts = 0
 		out = append(out, reply(r, "cmd=barrier_out"))

@@ -182,8 +182,19 @@ const initFences = 2
 
 // Fence implements pmi.Listener.
 func (p pmiEvents) Fence(seq int) {
-	if seq == initFences {
-		p.s.events.add(podapi.Event{Kind: evReady})
+	if seq != initFences {
+		return
+	}
+	p.s.mu.Lock()
+	p.s.meshFrom = time.Now()
+	p.s.mu.Unlock()
+	p.s.events.add(podapi.Event{Kind: evReady})
+}
+
+// Final implements pmi.Listener.
+func (p pmiEvents) Final() {
+	if err := p.s.shield.finish(); err != nil {
+		p.s.log.Warn().Err(err).Msg("shield not lowered for MPI_Finalize")
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/lampause/lampause/internal/podapi"
@@ -88,10 +89,14 @@ func (s *supervisor) freeze(ctx context.Context, e job.Epoch) (podapi.PhaseReply
 		return podapi.PhaseReply{}, fmt.Errorf("the lease of the pod has run out: %w", errRetry)
 	}
 	r, err := s.engine.freeze(ctx, e, s.members())
-	if err == nil {
-		s.standStill()
+	if err != nil {
+		return r, err
 	}
-	return r, err
+	if err := s.inMesh(r.Marks); err != nil {
+		return podapi.PhaseReply{}, errors.Join(err, s.engine.abandon(context.WithoutCancel(ctx), e))
+	}
+	s.standStill()
+	return r, nil
 }
 
 // captureSend also captures what the supervisor holds, while memory is being
@@ -182,7 +187,23 @@ func (s *supervisor) stop(ctx context.Context) (podapi.PhaseReply, error) {
 		return r, errors.Join(err, s.holds.again(ctx))
 	}
 	s.standStill()
+	r.LostRanks = append(r.LostRanks, s.endedSince()...)
 	return r, nil
+}
+
+// endedSince lists the ranks that have ended since the newest epoch: there is
+// no process to put back.
+func (s *supervisor) endedSince() []job.Rank {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var out []job.Rank
+	for _, id := range s.spec.Placement.Ranks {
+		then := s.kept != nil && slices.ContainsFunc(s.kept.Exits, func(e job.Exit) bool { return e.Rank == id })
+		if s.ranks[id].exit != nil && !then {
+			out = append(out, id)
+		}
+	}
+	return out
 }
 
 func (s *supervisor) rollback(ctx context.Context, q podapi.PhaseRequest) (podapi.PhaseReply, error) {
@@ -199,6 +220,10 @@ func (s *supervisor) rollback(ctx context.Context, q podapi.PhaseRequest) (podap
 	s.mu.Unlock()
 	if x == nil || x.Epoch != q.Epoch {
 		return podapi.PhaseReply{LostRanks: s.spec.Placement.Ranks}, fmt.Errorf("epoch %d is not kept here", q.Epoch)
+	}
+	if gone := s.endedSince(); len(gone) > 0 {
+		// A pod is rebuilt as a whole: its processes share one pid namespace.
+		return podapi.PhaseReply{LostRanks: s.spec.Placement.Ranks}, fmt.Errorf("ranks %v have ended since epoch %d", gone, q.Epoch)
 	}
 	if err := s.moved(q.Book); err != nil {
 		return podapi.PhaseReply{}, err

@@ -136,6 +136,7 @@ func (s *supervisor) putBack(x *side, rebuilt bool) error {
 	if err := s.pmi.Import(x.PMI); err != nil {
 		return err
 	}
+	s.shield.again()
 	if s.in != nil && x.Stdin != nil {
 		if err := s.in.restore(*x.Stdin); err != nil {
 			return err

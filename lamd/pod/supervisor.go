@@ -63,6 +63,7 @@ type supervisor struct {
 	phases *phases
 	lease  *leaseKeeper
 	holds  *holds
+	shield shield
 
 	built chan struct{} // closed when pod-init and the ranks were started, or failed to
 	end   context.CancelCauseFunc
@@ -74,9 +75,10 @@ type supervisor struct {
 	ranks    map[job.Rank]*rank
 	buildErr error
 	building bool
-	ending   bool  // endPod was called: the end of pod-init is no surprise
-	pending  *side // of the open checkpoint
-	kept     *side // of the committed one
+	ending   bool      // endPod was called: the end of pod-init is no surprise
+	meshFrom time.Time // the last fence of MPI_Init; zero before
+	pending  *side     // of the open checkpoint
+	kept     *side     // of the committed one
 }
 
 // bootTime reads CLOCK_BOOTTIME (clock_gettime(2)), which goes on while the
@@ -207,6 +209,7 @@ func (s *supervisor) run(ctx context.Context, l net.Listener) error {
 	g.Go(func() error { return s.phases.watch(ctx) })
 	g.Go(func() error { return s.keepLease(ctx) })
 	g.Go(func() error { return s.watchDir(ctx) })
+	g.Go(func() error { return s.keepShield(ctx) })
 	g.Go(func() error { return s.watchInit(ctx) })
 	if s.spec.LinkReady {
 		g.Go(func() error { s.build(ctx, ""); return nil })
@@ -227,6 +230,10 @@ func (s *supervisor) endPod() error {
 	s.mu.Unlock()
 	if init == nil {
 		return nil
+	}
+	// Nobody shall hear of the end by FIN or RST (see shield.go).
+	if err := s.net.down(); err != nil {
+		s.log.Warn().Err(err).Msg("link not taken down")
 	}
 	// Frozen copies are traced: the end of the pid namespace waits for their
 	// tracer, so that it must let go first, and again after a kill.

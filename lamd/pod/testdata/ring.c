@@ -1,6 +1,7 @@
 /*
  * A ring with checked contents: argv[1] steps of argv[2] doubles; rank 0
- * prints a running sum every argv[3] steps. Every rank checks what it gets.
+ * prints a running sum every argv[3] steps and sleeps argv[4] microseconds per
+ * step. Every rank checks what it gets.
  */
 #include <mpi.h>
 #include <stdio.h>
@@ -13,6 +14,7 @@ int main(int argc, char **argv)
 	long steps = argc > 1 ? atol(argv[1]) : 1000;
 	int n = argc > 2 ? atoi(argv[2]) : 1000;
 	long every = argc > 3 ? atol(argv[3]) : 100;
+	long nap = argc > 4 ? atol(argv[4]) : 0;
 	double sum = 0, *out, *in;
 
 	MPI_Init(&argc, &argv);
@@ -38,6 +40,8 @@ int main(int argc, char **argv)
 			printf("step %ld sum %.17g\n", s, sum);
 			fflush(stdout);
 		}
+		if (rank == 0 && nap)
+			usleep(nap);
 	}
 	MPI_Allreduce(MPI_IN_PLACE, &bad, 1, MPI_INT, MPI_SUM, MPI_COMM_WORLD);
 	if (rank == 0)
