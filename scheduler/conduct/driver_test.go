@@ -166,6 +166,7 @@ func (w *world) perform(l *wleader, a Action) {
 		w.fenceAnswer(l, a)
 	case Answer:
 		w.answers = append(w.answers, a)
+		delete(w.asked, a.Ticket)
 	}
 }
 

@@ -154,10 +154,22 @@ func (w *world) falseAlarm(id job.NodeID) {
 	}
 }
 
+// user asks something of the leader, if there is one; see verdict.
+func (w *world) user(v Verb) {
+	l := w.leader()
+	if l == nil {
+		return
+	}
+	w.ticket++
+	v.Ticket, v.Job = w.ticket, 1
+	w.asked[v.Ticket] = l
+	l.step(v)
+}
+
 // wake resumes the job, however often that takes.
 func (w *world) wake() {
 	if j := w.st.Jobs[1]; j.Suspended && !j.State.Final() {
-		w.toLeaders(Verb{Ticket: 3, Job: 1, Kind: VerbResume})
+		w.user(Verb{Kind: VerbResume})
 		w.after(5*time.Second, w.wake)
 	}
 }
@@ -192,10 +204,10 @@ func (w *world) fault() {
 		case 0:
 			w.kill(id, "segv")
 		case 1:
-			w.toLeaders(Verb{Ticket: 2, Job: 1, Kind: VerbSuspend})
+			w.user(Verb{Kind: VerbSuspend})
 			w.after(w.delay(100, 9000), func() { w.wake() })
 		}
-		w.toLeaders(Verb{Ticket: 1, Job: 1, Kind: VerbCheckpoint})
+		w.user(Verb{Kind: VerbCheckpoint})
 	default:
 		w.revive(id)
 	}
@@ -267,6 +279,11 @@ func (w *world) verdict() error {
 		}
 	default:
 		return fmt.Errorf("ended with %d: %s", code, j.Reason)
+	}
+	for t, l := range w.asked {
+		if !l.over && l.ruling() {
+			return fmt.Errorf("question %d has no answer", t)
+		}
 	}
 	for _, n := range w.nodes {
 		if n.up && len(n.pods) > 0 {

@@ -195,11 +195,11 @@ func TestVerdicts(t *testing.T) {
 		}, 0, ""},
 		{"vacated", nil, func(w *world) {
 			w.run(5*time.Second, w.ended)
-			w.toLeaders(Verb{Ticket: 9, Job: 1, Kind: VerbVacate})
+			w.user(Verb{Kind: VerbVacate})
 		}, 75, "vacated"},
 		{"vacated and restarted", nil, func(w *world) {
 			w.run(5*time.Second, w.ended)
-			w.toLeaders(Verb{Ticket: 9, Job: 1, Kind: VerbVacate})
+			w.user(Verb{Kind: VerbVacate})
 			w.run(8*time.Second, w.ended)
 			if r := w.apply(scheduler.Command{Restart: &scheduler.Restart{Job: scheduler.Job{ID: 1}}}); r != nil {
 				w.fail("restart: %s", r.Text)
@@ -208,7 +208,7 @@ func TestVerdicts(t *testing.T) {
 		}, 0, ""},
 		{"killed by the user", nil, func(w *world) {
 			w.run(5*time.Second, w.ended)
-			w.toLeaders(Verb{Ticket: 9, Job: 1, Kind: VerbKill, Code: 130, Reason: "interrupted"})
+			w.user(Verb{Kind: VerbKill, Code: 130, Reason: "interrupted"})
 		}, 130, "interrupted"},
 		{"restart policy", func(s *job.Spec) { s.OnFailure = job.OnFailureRestart }, func(w *world) {
 			w.run(5*time.Second, w.ended)
@@ -216,14 +216,14 @@ func TestVerdicts(t *testing.T) {
 		}, 0, ""},
 		{"suspended over a loss, and resumed", nil, func(w *world) {
 			w.run(5*time.Second, w.ended)
-			w.toLeaders(Verb{Ticket: 8, Job: 1, Kind: VerbSuspend})
+			w.user(Verb{Kind: VerbSuspend})
 			w.run(6*time.Second, w.ended)
 			w.crash("n3", false)
 			w.run(30*time.Second, w.ended)
 			if w.ended() {
 				w.fail("ended while suspended")
 			}
-			w.toLeaders(Verb{Ticket: 9, Job: 1, Kind: VerbResume})
+			w.user(Verb{Kind: VerbResume})
 		}, 0, ""},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -239,6 +239,9 @@ func TestVerdicts(t *testing.T) {
 			tc.play(w)
 			w.run(w.now+2*time.Minute, w.ended)
 			j := w.st.Jobs[1]
+			if len(w.asked) > 0 {
+				t.Errorf("questions without an answer: %d", len(w.asked))
+			}
 			if w.bad != nil || !j.Retired || *j.ExitCode != tc.code || !strings.Contains(j.Reason, tc.reason) {
 				t.Fatalf("%v; job %s, exit %v, %q\n%s", w.bad, j.Shown(), j.ExitCode, j.Reason, tail(trace.String(), 120))
 			}

@@ -106,7 +106,7 @@ func (w *world) strike(t *testing.T, what string, args []string) {
 	verbs := map[string]VerbKind{"checkpoint": VerbCheckpoint, "suspend": VerbSuspend, "resume": VerbResume, "vacate": VerbVacate}
 	if v, ok := verbs[what]; ok {
 		w.logf("USER %s", what)
-		w.toLeaders(Verb{Ticket: 7, Job: 1, Kind: v})
+		w.user(Verb{Kind: v})
 		return
 	}
 	id := job.NodeID(args[0])

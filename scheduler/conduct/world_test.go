@@ -37,6 +37,7 @@ type world struct {
 	work     time.Duration // what every rank has to compute
 	posts    map[Ticket]*wpod
 	ticket   Ticket
+	asked    map[Ticket]*wleader // questions of users without an answer
 	answers  []Answer
 	actions  int          // performed so far
 	onAction func()       // called for each
@@ -140,7 +141,7 @@ func (q *eventQueue) Pop() any {
 }
 
 func newWorld(seed uint64, compute, spares int) *world {
-	w := &world{rnd: rand.New(rand.NewPCG(seed, 1)), nodes: map[job.NodeID]*wnode{}, posts: map[Ticket]*wpod{}, work: 20 * time.Second} //nolint:gosec // a test
+	w := &world{rnd: rand.New(rand.NewPCG(seed, 1)), nodes: map[job.NodeID]*wnode{}, posts: map[Ticket]*wpod{}, asked: map[Ticket]*wleader{}, work: 20 * time.Second} //nolint:gosec // a test
 	for i := range compute + spares {
 		id := job.NodeID(fmt.Sprintf("n%d", i+1))
 		role := scheduler.Compute
