@@ -40,7 +40,7 @@ func (a *jobsAPI) output(w http.ResponseWriter, r *http.Request) {
 	frames := make(chan podapi.Output, 64)
 	var readers sync.WaitGroup
 	for i := range j.Pods {
-		rd := &podReader{api: a, job: j.ID, pod: job.PodIndex(i), pos: control.Cursor{}}
+		rd := &podReader{api: a, job: j.ID, pod: job.PodIndex(i), pos: control.Cursor{}, eof: map[control.Stream]bool{}}
 		for _, rank := range j.Pods[i].Ranks {
 			for fd := 1; fd <= 2; fd++ {
 				s := control.Stream{Rank: rank, FD: fd}
@@ -79,6 +79,7 @@ type podReader struct {
 	job job.ID
 	pod job.PodIndex
 	pos control.Cursor // next byte of each stream of the pod
+	eof map[control.Stream]bool
 }
 
 // run reads until the job has ended and the pod's output was read to its end.
@@ -144,7 +145,21 @@ func (p *podReader) pause(ctx context.Context, index uint64, ended bool) {
 	}
 }
 
-// read passes on one stream of a pod; nil means that it ended properly.
+// errCut says that a stream ended before every rank's output did: the pod was
+// ended meanwhile, and the rest is in its node's archive.
+var errCut = errors.New("output cut short")
+
+// complete reports whether every stream of the pod was read to its end.
+func (p *podReader) complete() bool {
+	for s := range p.pos {
+		if !p.eof[s] {
+			return false
+		}
+	}
+	return true
+}
+
+// read passes on one stream of a pod; nil means that it was read to its end.
 func (p *podReader) read(ctx context.Context, node job.NodeID, out chan<- podapi.Output) error {
 	path := "/v1/pods/" + p.job.String() + podapi.PathOutput + "?at=" + url.QueryEscape(p.pos.String())
 	body, err := p.api.peers.open(ctx, node, path)
@@ -155,12 +170,15 @@ func (p *podReader) read(ctx context.Context, node job.NodeID, out chan<- podapi
 	dec := json.NewDecoder(body)
 	for {
 		var f podapi.Output
-		if err := dec.Decode(&f); errors.Is(err, io.EOF) {
+		if err := dec.Decode(&f); errors.Is(err, io.EOF) && p.complete() {
 			return nil
+		} else if errors.Is(err, io.EOF) {
+			return errCut
 		} else if err != nil {
 			return fmt.Errorf("output of pod %d: %w", p.pod, err)
 		}
-		p.pos[control.Stream{Rank: f.Rank, FD: f.FD}] = f.Offset + int64(len(f.Data))
+		s := control.Stream{Rank: f.Rank, FD: f.FD}
+		p.pos[s], p.eof[s] = f.Offset+int64(len(f.Data)), f.EOF
 		select {
 		case out <- f:
 		case <-ctx.Done():

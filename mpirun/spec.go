@@ -123,6 +123,9 @@ func lookUp(program, dir, path string) (string, error) {
 			d = filepath.Join(dir, d)
 		}
 		full := filepath.Join(d, program)
+		if _, err := os.Stat(full); err != nil {
+			continue // not there, or in a directory that is closed to this user
+		}
 		err := executable(full)
 		if err == nil {
 			return full, nil

@@ -30,14 +30,17 @@ type Options struct {
 	Lamd   string       // the lamd program
 	Daemon []string     // program and first arguments of a node's daemon, default Lamd run
 	Subnet netip.Prefix // a /16, default DefaultSubnet
-	MTU    int          // of all links in bytes, default 1500
+	MTU    int          // of all links in bytes, default defaultMTU
 	Wait   time.Duration
 }
 
 // DefaultWait is how long Boot waits for all nodes to be alive.
 const DefaultWait = 30 * time.Second
 
-const defaultMTU = 1500
+// defaultMTU is nearly what the loopback link has. Between pods of two nodes,
+// 1 MB messages moved at 5 GB/s with it and at 2.4 GB/s with 1500, on a 4-core
+// VM; the links are memory, so there is no real wire to fit.
+const defaultMTU = 65520
 
 // Booted is what Boot returns.
 type Booted struct {

@@ -1,0 +1,7 @@
+// Package e2e tests the whole: real binaries, a local cluster of real daemons
+// in namespaces, unmodified MPICH programs, nodes that lose their power. It
+// holds tests only. Every test runs as the user who runs the tests and, when
+// that is root, once more as an ordinary user.
+//
+// LAM_TEST_LONG=1 adds the soak (LAM_SOAK_LOSSES node losses, default 200).
+package e2e
