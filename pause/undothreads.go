@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -36,8 +37,10 @@ func (u *undo) threads(ctx context.Context) error {
 	return nil
 }
 
-// rebirth makes a thread with its old id. Where that is not permitted, any id
-// will do for the kernel, and the C library's copy of it is corrected.
+// rebirth makes a thread with its old id. Where that is not permitted, or the
+// id was given to another process (in a pid namespace that is not the pod's
+// own), any id will do for the kernel, and the C library's copy of it is
+// corrected.
 func (u *undo) rebirth(ctx context.Context, t *image.Thread) (*proc.Thread, error) {
 	f := u.p.frozen
 	regs := kernel.FromWords(&t.Regs)
@@ -49,7 +52,11 @@ func (u *undo) rebirth(ctx context.Context, t *image.Thread) (*proc.Thread, erro
 		a.Flags &^= unix.CLONE_CHILD_CLEARTID
 	}
 	th, err := f.CloneThread(ctx, a)
-	if !errors.Is(err, unix.EPERM) {
+	for try := 0; errors.Is(err, unix.EEXIST) && try < 50; try++ {
+		time.Sleep(time.Millisecond) // the old one may be about to leave
+		th, err = f.CloneThread(ctx, a)
+	}
+	if !errors.Is(err, unix.EPERM) && !errors.Is(err, unix.EEXIST) {
 		return th, err
 	}
 	a.SetTID = nil
