@@ -10,11 +10,12 @@ import (
 )
 
 // PauseMS returns what a recovery took, in milliseconds, once the loss was
-// known, agreed and fenced: the part that a whole-job restart is compared
-// with.
+// known and without the wait for the fence: the part that a whole-job restart
+// is compared with. The total of a bill counts from the decision, so detection
+// is not in it; the fence is what was waited for once all ranks were whole.
 func PauseMS(bill map[string]float64) float64 {
 	if total, ok := bill["total"]; ok {
-		return max(0, total-bill["detect"]-bill["fence"])
+		return max(0, total-bill["fence"])
 	}
 	return bill["stop"] + max(bill["rollback"], bill["restore"]) + bill["rewire"] + bill["refill"]
 }

@@ -37,8 +37,8 @@ func TestPauseMS(t *testing.T) {
 		bill map[string]float64
 		want float64
 	}{
-		{map[string]float64{"total": 3000, "detect": 900, "fence": 2000}, 100},
-		{map[string]float64{"total": 10, "detect": 900}, 0},
+		{map[string]float64{"total": 2100, "detect": 900, "fence": 2000}, 100},
+		{map[string]float64{"total": 10, "detect": 900, "fence": 11}, 0},
 		{map[string]float64{"stop": 1, "rollback": 90, "restore": 80, "rewire": 2, "refill": 3}, 96},
 	} {
 		if got := PauseMS(tt.bill); got != tt.want {

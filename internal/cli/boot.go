@@ -52,7 +52,7 @@ runtime directory gets a state directory of its own.`,
 	f.IntVar(&slots, "slots", 0, "ranks that fit on a node (default: the number of cores)")
 	f.DurationVar(&wait, "wait", local.DefaultWait, "how long to wait for all nodes to be alive")
 	f.StringVar(&subnet, "subnet", "", "network of nodes and pods, a /16 (default "+local.DefaultSubnet().String()+")")
-	f.IntVar(&mtu, "mtu", 0, "MTU of the links, in bytes (default 1500)")
+	f.IntVar(&mtu, "mtu", 0, "MTU of the links, in bytes (default 65520)")
 	f.StringVar(&daemon, "daemon", "", "command to run on the nodes instead of lamd run")
 	_ = f.MarkHidden("daemon")
 	return cmd

@@ -46,7 +46,7 @@ behind.`,
 	f := cmd.Flags()
 	f.StringVar(&d.kernel, "kernel", "cg.B", "NAS kernel and class: ep, cg, is or mg, with S W A B C")
 	f.IntVar(&d.ranks, "ranks", 0, "number of ranks, a power of two (default: the cores, at most 4)")
-	f.DurationVar(&d.interval, "ckpt-interval", 2*time.Second, "time between checkpoints")
+	f.DurationVar(&d.interval, "ckpt-interval", 0, "time between checkpoints (default: a fifth of the undisturbed run)")
 	return cmd
 }
 

@@ -19,17 +19,21 @@ func storyLine(e control.Event) string {
 		}
 		return valueText(e.Data[key])
 	}
+	words := func(key string) string {
+		v, _ := e.Data[key].(string) // "" when absent
+		return v
+	}
 	switch e.Event {
 	case "job.running":
 		return fmt.Sprintf("job %v runs", e.Job)
 	case "checkpoint.committed":
 		return fmt.Sprintf("epoch %d is safe on %s nodes: %s, ranks stood still for %.1f ms", e.Epoch, text("replicas"), sizeText(int64(ms("bytes"))), ms("stall_ms"))
 	case "checkpoint.abandoned":
-		return "a checkpoint was given up, without harm: " + text("reason")
+		return "a checkpoint was given up, without harm: " + words("reason")
 	case "node.dead":
 		return fmt.Sprintf("node %s is dead: noticed after %.0f ms", e.Node, ms("detect_ms"))
 	case "recovery.begun":
-		return fmt.Sprintf("recovery: back to epoch %d; what %s lost starts again on %s, the others roll back in place", e.Epoch, text("lost"), text("spares"))
+		return fmt.Sprintf("recovery to epoch %d: restart of %s (%s), rollback in place of all others", e.Epoch, words("lost"), words("to"))
 	case "recovery.waiting":
 		return "recovery waits for a spare"
 	case "recovery.done":
