@@ -1,15 +1,14 @@
 package migrate_test
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -20,6 +19,7 @@ import (
 	"github.com/lampause/lampause/image"
 	"github.com/lampause/lampause/internal/kernel"
 	"github.com/lampause/lampause/internal/nsinit"
+	"github.com/lampause/lampause/internal/proc"
 	"github.com/lampause/lampause/migrate"
 )
 
@@ -115,6 +115,13 @@ func newStdio(t *testing.T, out *os.File) stdio {
 // seed starts a seed in n.
 func seed(t *testing.T, n *nsinit.Namespace) migrate.Seed {
 	t.Helper()
+	s, _ := seedWithEnd(t, n)
+	return s
+}
+
+// seedWithEnd starts a seed and returns what ends it.
+func seedWithEnd(t *testing.T, n *nsinit.Namespace) (migrate.Seed, func()) {
+	t.Helper()
 	prog, err := migrate.SeedFile()
 	if err != nil {
 		t.Fatal(err)
@@ -129,7 +136,7 @@ func seed(t *testing.T, n *nsinit.Namespace) migrate.Seed {
 		t.Fatal(err)
 	}
 	_ = p.Pidfd.Close()
-	return migrate.Seed{PID: p.PID, Sock: ours}
+	return migrate.Seed{PID: p.PID, Sock: ours}, func() { _ = unix.Kill(p.PID, unix.SIGKILL) }
 }
 
 // restore rebuilds image dir in a new namespace.
@@ -153,9 +160,11 @@ func tryRestore(t *testing.T, n *nsinit.Namespace, hook kernel.Hook, dir string,
 	defer r.Close()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
+	s, end := seedWithEnd(t, n)
+	defer end()
 	return migrate.Restore(ctx, migrate.Config{
-		Sys: kernel.New(hook), Log: zerolog.New(zerolog.NewTestWriter(t)),
-		Seeds: []migrate.Seed{seed(t, n)}, Sources: newStdio(t, out),
+		Sys: kernel.New(hook), Log: zerolog.Nop(),
+		Seeds: []migrate.Seed{s}, Sources: newStdio(t, out),
 	}, r)
 }
 
@@ -233,5 +242,149 @@ func TestRestart(t *testing.T) {
 	}
 }
 
-var _ = io.Discard
-var _ = bytes.NewReader
+// captured runs the worker until the text comes and returns the image of it.
+func captured(t *testing.T, out *os.File, at string, args ...string) string {
+	t.Helper()
+	n := namespace(t)
+	p := spawn(t, n, out, args...)
+	until(t, out, at)
+	dir := filepath.Join(t.TempDir(), "image")
+	capture(t.Context(), t, p.PID, dir)
+	return dir
+}
+
+// wantNobody wants that init has no children, at the latest when it has reaped
+// what was killed.
+func wantNobody(t *testing.T, n *nsinit.Namespace, after string) {
+	t.Helper()
+	var kids []int
+	for range 2000 {
+		var err error
+		if kids, err = proc.Children(n.PID()); err != nil {
+			t.Fatal(err)
+		}
+		if len(kids) == 0 {
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
+	for _, k := range kids {
+		st, err := proc.ReadStatus(k)
+		t.Errorf("after %s: process %d is left: %+v %v", after, k, st, err)
+	}
+	t.FailNow()
+}
+
+// TestFailEveryCall makes the n-th kernel or injected call of a restart fail,
+// for n from 1 until there is no n-th: every failure is reported, leaves no
+// process, and the next attempt in the same namespaces succeeds.
+func TestFailEveryCall(t *testing.T) {
+	args := []string{build(t, "worker"), "1", "12", "1"}
+	want := run(t, args...)
+	out := output(t)
+	dir := captured(t, out, "step 2 ", args...)
+	n := namespace(t)
+	kinds := map[string]int{}
+	stride := int64(1)
+	if testing.Short() {
+		stride = 13
+	}
+	for k := int64(1); ; k += stride {
+		var calls atomic.Int64
+		var hit atomic.Value
+		r, err := tryRestore(t, n, func(op string, _ int) unix.Errno {
+			if calls.Add(1) != k {
+				return 0
+			}
+			hit.Store(op)
+			return unix.EIO
+		}, dir, out)
+		op, failed := hit.Load().(string)
+		switch {
+		case err == nil && failed: // what can be done without, or was tried again
+			if err := r.Kill(); err != nil {
+				t.Fatalf("kill after %s: %v", op, err)
+			}
+		case err == nil:
+			// Init has reported many ends of this pid: go on in another one.
+			if err := r.Kill(); err != nil {
+				t.Fatal(err)
+			}
+			n, r := restore(t, dir, out)
+			if err := r.Release(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			wantExit(t, n, 2000)
+			if got := contents(t, out); got != want {
+				t.Errorf("output differs:\n%s\nwant:\n%s", got, want)
+			}
+			t.Logf("%d calls: %v", k-1, kinds)
+			return
+		case !failed:
+			t.Fatalf("undisturbed restart: %v", err)
+		case !errors.Is(err, unix.EIO):
+			t.Errorf("call %d, %s: %v", k, op, err)
+		}
+		kinds[op]++
+		wantNobody(t, n, op)
+		if k > 5000 {
+			t.Fatal("no end")
+		}
+	}
+}
+
+// TestRefusals: an image that does not fit, or is not whole, starts nothing.
+func TestRefusals(t *testing.T) {
+	args := []string{build(t, "worker"), "0", "12", "1"}
+	out := output(t)
+	dir := captured(t, out, "step 2 ", args...)
+	n := namespace(t)
+	path := filepath.Join(dir, image.ProcessFile(2000))
+	good, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	bad := append([]byte(nil), good...)
+	bad[len(bad)/2] ^= 1
+	if err := os.WriteFile(path, bad, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tryRestore(t, n, nil, dir, out); !errors.Is(err, image.ErrCorrupt) {
+		t.Errorf("corrupt image: %v", err)
+	}
+	if err := os.WriteFile(path, good, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	prog, err := os.ReadFile(args[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(args[0]); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tryRestore(t, n, nil, dir, out); !errors.Is(err, image.ErrMismatch) {
+		t.Errorf("program gone: %v", err)
+	}
+	if err := os.WriteFile(args[0], append(prog, 0), 0o755); err != nil { //nolint:gosec // a program
+		t.Fatal(err)
+	}
+	if _, err := tryRestore(t, n, nil, dir, out); !errors.Is(err, image.ErrMismatch) {
+		t.Errorf("program changed: %v", err)
+	}
+	if err := os.WriteFile(args[0], prog, 0o755); err != nil { //nolint:gosec // a program
+		t.Fatal(err)
+	}
+	wantNobody(t, n, "refusals")
+	r, err := tryRestore(t, n, nil, dir, out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The pids are taken now: a second copy is refused, the first unharmed.
+	if _, err := tryRestore(t, n, nil, dir, out); !errors.Is(err, unix.EEXIST) {
+		t.Errorf("second copy: %v", err)
+	}
+	if err := r.Release(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	wantExit(t, n, 2000)
+}
