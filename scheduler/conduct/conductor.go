@@ -40,11 +40,12 @@ type conductor struct {
 	bad     []job.Rank     // ended badly, in order of arrival
 	gone    []job.PodIndex // vanished on living nodes
 	goneWhy string
-	why     string        // what an abort said
-	hold    time.Duration // when bad or gone is judged; 0 = nothing to judge
-	since   time.Duration // when that began
-	busy    bool          // an End or Recover is proposed
-	pause   time.Duration // no End or Recover before this: the last one was refused
+	why     string                         // what an abort said
+	absent  map[job.PodIndex]time.Duration // missing in roll calls since
+	hold    time.Duration                  // when bad or gone is judged; 0 = nothing to judge
+	since   time.Duration                  // when that began
+	busy    bool                           // an End or Recover is proposed
+	pause   time.Duration                  // no End or Recover before this: the last one was refused
 
 	round    *round
 	telling  int // pods that still have to hear of a commit or an abandoned round
@@ -141,7 +142,7 @@ func (c *conductor) enter(m mode, adopted bool) {
 	c.dropRound("the job is no longer running")
 	fresh := c.j.Incarnation != c.inc
 	c.mode, c.inc, c.busy, c.pause = m, c.j.Incarnation, false, 0
-	c.telling = 0
+	c.telling, c.absent = 0, map[job.PodIndex]time.Duration{}
 	c.healing, c.rec = map[healKey]bool{}, nil
 	c.broker.pulling = map[job.PodIndex]bool{}
 	if fresh {
@@ -181,6 +182,9 @@ func (c *conductor) tick() {
 }
 
 func (c *conductor) next(d *deadline) {
+	if c.mode == launching && !c.busy && len(c.gone) > 0 {
+		d.by(max(c.hold, c.pause))
+	}
 	if c.mode == running && !c.busy && (c.hold > 0 || len(c.exits) == c.j.Spec.Ranks) {
 		d.by(max(c.hold, c.pause))
 	}

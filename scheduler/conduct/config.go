@@ -30,6 +30,7 @@ type Config struct {
 	LeaseMargin time.Duration // added before the leader believes a lease expired; default 500 ms
 
 	Silence time.Duration // of a node with pods that renews no lease, before it counts as dead; default 10 s
+	Absence time.Duration // of a pod in its node's roll calls, before it counts as gone; default 3 s
 
 	Settle    time.Duration // between the first verdict on a node and the entry in the log, for others to join; default 100 ms
 	CrashHold time.Duration // a crash waits this long, for it may be the echo of a node's death; default 250 ms
@@ -58,7 +59,7 @@ func (c Config) withDefaults() Config {
 		d time.Duration
 	}{
 		{&c.Lease, 2 * time.Second}, {&c.LeaseMargin, 500 * time.Millisecond},
-		{&c.Silence, 10 * time.Second}, {&c.Settle, 100 * time.Millisecond},
+		{&c.Silence, 10 * time.Second}, {&c.Absence, 3 * time.Second}, {&c.Settle, 100 * time.Millisecond},
 		{&c.CrashHold, 250 * time.Millisecond}, {&c.CrashMax, 6 * time.Second},
 		{&c.Retry, 100 * time.Millisecond},
 		{&c.StartMax, 30 * time.Second}, {&c.FreezeMax, 5 * time.Second},

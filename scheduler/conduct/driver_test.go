@@ -89,12 +89,15 @@ func (l *wleader) poll() {
 		if w.reach(l.node, n.id) == nil {
 			continue
 		}
+		call := RollCall{Node: scheduler.NodeRef{Node: n.id, Boot: n.boot}}
 		for _, id := range w.st.JobIDs() {
 			if p := n.pods[id]; p != nil {
 				l.readEvents(p)
 				w.renew(l, p)
+				call.Pods = append(call.Pods, PodAt{Job: id, Pod: p.spec.Placement.Pod, Built: p.spec.Incarnation})
 			}
 		}
+		l.step(call)
 	}
 	w.after(w.delay(200, 300), l.poll)
 }

@@ -71,11 +71,30 @@ func (c *conductor) podGone(ev PodGone) {
 	c.goneWhy = ev.Text
 	c.holdOn()
 	switch c.mode {
-	case launching:
-		c.finish(scheduler.End{Code: job.ExitNoNodes, Reason: fmt.Sprintf("the pod of %s ended: %s", c.podText(ev.Pod), ev.Text)})
 	case recovering:
 		if c.rec.began(ev.Pod) {
 			c.redo(scheduler.Recover{Pods: []job.PodIndex{ev.Pod}, Why: scheduler.WhyRedo, Cause: fmt.Sprintf("the pod of %s ended: %s", c.podText(ev.Pod), ev.Text)})
+		}
+	}
+}
+
+// rollCall looks for pods that their node does not have.
+func (c *conductor) rollCall(ev RollCall) {
+	if c.mode != running {
+		return
+	}
+	for _, p := range c.pods() {
+		if c.where(p) != ev.Node {
+			continue
+		}
+		built := c.j.Pods[p].Built
+		switch since, missing := c.absent[p]; {
+		case slices.Contains(ev.Pods, PodAt{Job: c.id, Pod: p, Built: built}):
+			delete(c.absent, p)
+		case !missing:
+			c.absent[p] = c.l.now
+		case c.l.now >= since+c.l.cfg.Absence:
+			c.podGone(PodGone{Job: c.id, Pod: p, Node: ev.Node.Node, Incarnation: built, Text: "its supervisor is gone"})
 		}
 	}
 }
@@ -91,7 +110,14 @@ func (c *conductor) holdOn() {
 // moment: a node's death makes its peers' programs fail too, and is another
 // matter.
 func (c *conductor) judge() {
-	if c.mode != running || c.busy || c.l.now < c.pause {
+	if c.busy || c.l.now < c.pause {
+		return
+	}
+	if c.mode == launching && len(c.gone) > 0 && c.hold <= c.l.now {
+		// The answer to its start had the time to say it better.
+		c.finish(scheduler.End{Code: job.ExitNoNodes, Reason: c.lossText()})
+	}
+	if c.mode != running {
 		return
 	}
 	if len(c.bad) == 0 && len(c.gone) == 0 {

@@ -14,7 +14,7 @@ type Ref uint64
 type Ticket uint64
 
 // Event is something that a Leader is told: Committed, Tick, Done, Suspect,
-// Cleared, Evidence, PodReport, PodGone, Verb or Fence.
+// Cleared, Evidence, PodReport, PodGone, RollCall, Verb or Fence.
 type Event interface{ event() }
 
 // Committed brings the replicated state after the newest applied entry. It is
@@ -100,6 +100,21 @@ type PodGone struct {
 	Text        string
 }
 
+// RollCall lists the pods that a living node has, as it says with every request
+// for leases. It is a safety net: a PodGone that only a former leader heard is
+// found out when a pod is missing for Config.Absence.
+type RollCall struct {
+	Node scheduler.NodeRef
+	Pods []PodAt
+}
+
+// PodAt is a pod on a node; Built is the incarnation of its supervisor.
+type PodAt struct {
+	Job   job.ID
+	Pod   job.PodIndex
+	Built job.Incarnation
+}
+
 // VerbKind is what a user asks of a job.
 type VerbKind string
 
@@ -137,5 +152,6 @@ func (Cleared) event()   {}
 func (Evidence) event()  {}
 func (PodReport) event() {}
 func (PodGone) event()   {}
+func (RollCall) event()  {}
 func (Verb) event()      {}
 func (Fence) event()     {}

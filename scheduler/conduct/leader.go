@@ -64,6 +64,10 @@ func (l *Leader) Step(now time.Duration, ev Event) []Action {
 		if c := l.jobs[ev.Job]; c != nil {
 			c.podGone(ev)
 		}
+	case RollCall:
+		for _, id := range l.jobIDs() {
+			l.jobs[id].rollCall(ev)
+		}
 	case Verb:
 		l.verb(ev)
 	case Fence:

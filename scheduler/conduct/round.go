@@ -59,12 +59,26 @@ func (c *conductor) maybeRound() {
 	if !c.mayBegin() || c.rounds.at == 0 || c.rounds.at > c.l.now {
 		return
 	}
-	if c.j.Suspended {
-		c.refuseWanted("the job is suspended: resume it first")
+	why := ""
+	switch {
+	case c.j.Suspended:
+		why = "the job is suspended: resume it first"
+	case c.podEnded():
+		why = "all ranks of a node have ended"
+	}
+	if why != "" {
+		c.refuseWanted(why)
 		c.planRound(c.l.now)
 		return
 	}
 	c.begin()
+}
+
+// podEnded reports whether some pod has no rank left that could be frozen.
+func (c *conductor) podEnded() bool {
+	return slices.ContainsFunc(c.j.Pods, func(p scheduler.Pod) bool {
+		return !slices.ContainsFunc(p.Ranks, func(r job.Rank) bool { _, ended := c.exits[r]; return !ended })
+	})
 }
 
 // mayBegin reports whether nothing but time stands against a round.

@@ -1,6 +1,7 @@
 package conduct
 
 import (
+	"flag"
 	"fmt"
 	"strings"
 	"testing"
@@ -112,16 +113,9 @@ func (w *world) kill(id job.NodeID, what string) {
 	case "pod":
 		w.killPod(p)
 		ev := PodGone{Job: 1, Pod: p.spec.Placement.Pod, Node: id, Incarnation: p.spec.Incarnation, Text: "supervisor ended"}
-		var tell func()
-		tell = func() { // lamd of that node says so as long as anybody cares
-			if q := w.st.Jobs[1].Pods[ev.Pod]; n.up && q.Node == id && q.Built == ev.Incarnation && !w.st.Jobs[1].State.Final() {
-				if l := w.leader(); l != nil && w.reach(l.node, id) != nil {
-					l.step(ev)
-				}
-				w.after(time.Second, tell)
-			}
+		if l := w.leader(); l != nil && w.reach(l.node, id) != nil && !w.chance(4*w.lazy) {
+			l.step(ev) // else the roll calls will tell
 		}
-		tell()
 	case "rank":
 		p.settle(w.now)
 		p.ended = true
@@ -293,14 +287,26 @@ func (w *world) verdict() error {
 	return nil
 }
 
+// Flags of the simulation: go test ./scheduler/conduct -run TestSimulation -seeds 100000;
+// -from 4711 -seeds 1 -v replays one seed with its transcript.
+var (
+	seedsFlag = flag.Uint64("seeds", 2000, "number of seeds to simulate") //nolint:gochecknoglobals // a test flag
+	fromFlag  = flag.Uint64("from", 0, "first seed")                      //nolint:gochecknoglobals // a test flag
+)
+
 func TestSimulation(t *testing.T) {
-	seeds := uint64(2000)
+	seeds := *seedsFlag
 	if testing.Short() {
-		seeds = 200
+		seeds = min(seeds, 200)
+	}
+	if seeds == 1 {
+		var trace strings.Builder
+		_, err := simulate(*fromFlag, &trace)
+		t.Logf("seed %d: %v\n%s", *fromFlag, err, trace.String())
 	}
 	ends := map[int]int{}
 	released, commits := 0, 0
-	for seed := range seeds {
+	for seed := *fromFlag; seed < *fromFlag+seeds; seed++ {
 		w, err := simulate(seed, nil)
 		if err != nil {
 			var trace strings.Builder
@@ -311,7 +317,7 @@ func TestSimulation(t *testing.T) {
 		released, commits = released+w.released, commits+w.commits
 	}
 	t.Logf("%d seeds, ends %v, %d commits, %d pods released", seeds, ends, commits, released)
-	if ends[0] == 0 || released == 0 || commits == 0 {
+	if seeds >= 100 && (ends[0] == 0 || released == 0 || commits == 0) {
 		t.Error("the simulation does not reach everything")
 	}
 }
