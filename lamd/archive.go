@@ -1,6 +1,7 @@
 package lamd
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
@@ -61,6 +62,8 @@ func (a *archive) save(ctx context.Context, p *localPod) error {
 }
 
 // copyOutput writes all output of the pod to w, to its end.
+//
+// Expected errors: errCut when the pod was ended meanwhile.
 func (p *localPod) copyOutput(ctx context.Context, w io.Writer) error {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://pod"+podapi.PathOutput, nil)
 	if err != nil {
@@ -74,8 +77,27 @@ func (p *localPod) copyOutput(ctx context.Context, w io.Writer) error {
 	if resp.StatusCode != http.StatusOK {
 		return decodeError(resp)
 	}
-	_, err = io.Copy(w, resp.Body)
-	return err
+	buf := bufio.NewWriter(w)
+	open := 2 * len(p.spec.Placement.Ranks) // streams that have not ended
+	dec, enc := json.NewDecoder(resp.Body), json.NewEncoder(buf)
+	for {
+		var o podapi.Output
+		if err := dec.Decode(&o); errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			return err
+		}
+		if err := enc.Encode(o); err != nil {
+			return err
+		}
+		if o.EOF {
+			open--
+		}
+	}
+	if open > 0 {
+		return errCut
+	}
+	return buf.Flush()
 }
 
 // trim deletes the oldest files beyond maxArchived.

@@ -290,7 +290,8 @@ func (n *nodeAPI) proxyPod(w http.ResponseWriter, r *http.Request) {
 	}
 	p, ok := n.pods.get(id)
 	prefix := "/v1/pods/" + id.String()
-	if !ok && r.URL.Path == prefix+podapi.PathOutput && n.archive.serve(w, r, id) {
+	output := r.URL.Path == prefix+podapi.PathOutput
+	if !ok && output && n.archive.serve(w, r, id) {
 		return
 	}
 	if !ok {
@@ -304,7 +305,13 @@ func (n *nodeAPI) proxyPod(w http.ResponseWriter, r *http.Request) {
 			pr.Out.URL.Scheme, pr.Out.URL.Host = "http", "pod"
 			pr.Out.URL.Path = strings.TrimPrefix(pr.In.URL.Path, prefix)
 		},
-		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, err error) { writeError(w, podDown(id, err)) },
+		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, err error) {
+			// A pod that is being ended was archived before.
+			if output && supervisorGone(err) && n.archive.serve(w, r, id) {
+				return
+			}
+			writeError(w, podDown(id, err))
+		},
 	}
 	rp.ServeHTTP(w, r)
 }
