@@ -18,6 +18,7 @@ const (
 func TestSizes(t *testing.T) {
 	ex := except(map[string]string{
 		"internal/proc/names.go syscallName": "one case per system call",
+		"cmd/lamd/main.go":                   "five kinds of processes in one binary, with a line of usage and a case for each",
 	})
 	defer ex.check(t)
 	for _, f := range source(t) {
