@@ -63,7 +63,9 @@ func NewState(kvsname, mapping string, size int, local []job.Rank) State {
 	return s
 }
 
-// clone copies s deeply enough that Step may change the copy.
+// clone copies s so that Step may change the copy. The key-value maps are
+// shared: whoever changes one makes a copy first, since most steps (every rank
+// gets a key of every other) only read them.
 func (s State) clone() State {
 	ranks := make(map[job.Rank]*RankState, len(s.Ranks))
 	for r, st := range s.Ranks {
@@ -71,8 +73,6 @@ func (s State) clone() State {
 		ranks[r] = &c
 	}
 	s.Ranks = ranks
-	s.KVS = maps.Clone(s.KVS)
-	s.Own = maps.Clone(s.Own)
 	s.History = slices.Clip(s.History)
 	return s
 }

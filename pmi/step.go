@@ -224,6 +224,7 @@ func (s *State) put(r job.Rank, st *RankState, c command) []Action {
 	if _, dup := s.KVS[key]; dup {
 		return []Action{reply(r, "cmd=put_result rc=-1 msg=duplicate_key_"+key)}
 	}
+	s.Own = maps.Clone(s.Own)
 	s.Own[key] = val
 	st.Puts++
 	st.EverPut = true
@@ -305,6 +306,7 @@ func (s *State) fence(e OnFence) []Action {
 		s.Ranks[r].Puts = 0
 		out = append(out, reply(r, "cmd=barrier_out"))
 	}
+	s.KVS = maps.Clone(s.KVS)
 	maps.Copy(s.KVS, s.Own)
 	maps.Copy(s.KVS, e.Puts)
 	s.History, s.Own = append(s.History, s.Own), map[string]string{}
