@@ -2,8 +2,6 @@ package kernel
 
 import (
 	"encoding/binary"
-	"errors"
-	"fmt"
 
 	"golang.org/x/sys/unix"
 )
@@ -209,75 +207,4 @@ func (s *Sys) attach(fd int, prog []unix.SockFilter) error {
 		return unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER,
 			&unix.SockFprog{Len: uint16(len(prog)), Filter: &prog[0]})
 	})
-}
-
-// TCPTuple is the address part of struct inet_diag_sockid.
-type TCPTuple struct {
-	Family     int // AF_INET, AF_INET6
-	Local      [16]byte
-	Remote     [16]byte
-	LocalPort  uint16
-	RemotePort uint16
-}
-
-// TCPDestroy makes the kernel forget a connection of the namespace that no
-// process may hold any more: TIME_WAIT, or bytes that linger after close.
-//
-// Expected errors: *Error with ENOENT (there is none), EOPNOTSUPP (kernel
-// without CONFIG_INET_DIAG_DESTROY). Source: sock_diag(7), SOCK_DESTROY.
-func (s *Sys) TCPDestroy(netns int, t TCPTuple) error {
-	return s.do("SOCK_DESTROY", 0, func() error {
-		return inNetNS(netns, func() error { return destroy(t) })
-	})
-}
-
-// sockDestroy is SOCK_DESTROY of linux/sock_diag.h.
-const sockDestroy = 21
-
-func destroy(t TCPTuple) error {
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_SOCK_DIAG)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	if err := unix.Sendto(fd, destroyRequest(t), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
-		return err
-	}
-	if ready, err := poll(fd, unix.POLLIN, 1000); err != nil || ready&unix.POLLIN == 0 {
-		return errors.Join(err, ErrTimeout)
-	}
-	buf := make([]byte, 4096)
-	n, _, err := unix.Recvfrom(fd, buf, 0)
-	if err != nil {
-		return err
-	}
-	if n < unix.SizeofNlMsghdr+4 || binary.NativeEndian.Uint16(buf[4:]) != unix.NLMSG_ERROR {
-		return fmt.Errorf("unexpected answer of %d bytes", n)
-	}
-	if code := int32(binary.NativeEndian.Uint32(buf[unix.SizeofNlMsghdr:])); code != 0 {
-		return unix.Errno(-code)
-	}
-	return nil
-}
-
-// destroyRequest lays out struct nlmsghdr and struct inet_diag_req_v2:
-//
-//	 0 nlmsghdr (16)
-//	16 family, protocol, ext, pad (4)   20 states (4)
-//	24 sport dport (2+2, big endian)    28 src (16)  44 dst (16)
-//	60 interface (4)                    64 cookie (8, all ones: any)
-func destroyRequest(t TCPTuple) []byte {
-	b := make([]byte, 0, 72)
-	b = binary.NativeEndian.AppendUint32(b, 72)
-	b = binary.NativeEndian.AppendUint16(b, sockDestroy)
-	b = binary.NativeEndian.AppendUint16(b, unix.NLM_F_REQUEST|unix.NLM_F_ACK)
-	b = append(b, 0, 0, 0, 0, 0, 0, 0, 0) // sequence number and port
-	b = append(b, byte(t.Family), unix.IPPROTO_TCP, 0, 0)
-	b = binary.NativeEndian.AppendUint32(b, ^uint32(0))
-	b = binary.BigEndian.AppendUint16(b, t.LocalPort)
-	b = binary.BigEndian.AppendUint16(b, t.RemotePort)
-	b = append(b, t.Local[:]...)
-	b = append(b, t.Remote[:]...)
-	b = append(b, 0, 0, 0, 0)
-	return append(b, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff)
 }

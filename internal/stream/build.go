@@ -72,10 +72,10 @@ func (k *socket) prepare() error {
 	if lock&unix.SOCK_SNDBUF_LOCK != 0 {
 		snd = max(snd, k.want.Options[optSndBuf])
 	}
-	if err := growBuffer(k.sys, k.fd, unix.SO_RCVBUF, unix.SO_RCVBUFFORCE, rcv); err != nil {
+	if err := k.growBuffer(unix.SO_RCVBUF, unix.SO_RCVBUFFORCE, rcv); err != nil {
 		return err
 	}
-	return growBuffer(k.sys, k.fd, unix.SO_SNDBUF, unix.SO_SNDBUFFORCE, snd)
+	return k.growBuffer(unix.SO_SNDBUF, unix.SO_SNDBUFFORCE, snd)
 }
 
 // common sets flags and options that all kinds of sockets have.
@@ -205,8 +205,9 @@ func (k *socket) pushRecv() error {
 	}
 	for b := k.want.Recv; len(b) > 0; {
 		n, err := k.sys.Send(k.fd, b)
-		if errors.Is(err, unix.ENOMEM) || err == nil && n == 0 {
-			return fmt.Errorf("receive buffer is too small for %d bytes: %w", len(k.want.Recv), unix.ENOBUFS)
+		if err == nil && n == 0 || errors.Is(err, unix.ENOMEM) || errors.Is(err, unix.ENOBUFS) {
+			return fmt.Errorf("no room for %d unread bytes in the receive buffer or in the system's memory for TCP: %w",
+				len(k.want.Recv), unix.ENOBUFS)
 		}
 		if err != nil {
 			return err

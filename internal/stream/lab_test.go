@@ -133,8 +133,13 @@ func newNS(t testing.TB) *netns {
 	if err := <-done; err != nil {
 		t.Fatalf("new network namespace: %v", err)
 	}
-	t.Cleanup(func() { _ = f.Close() })
 	ns := &netns{file: f}
+	t.Cleanup(func() {
+		if err := New(nil, int(f.Fd()), zerolog.Nop()).Forget(); err != nil {
+			t.Errorf("connections of the lab: %v", err)
+		}
+		_ = f.Close()
+	})
 	ns.inside(t, func() error { return setUp("lo") })
 	return ns
 }

@@ -65,7 +65,10 @@ func checkpoint(t testing.TB, ps []*party) bool {
 		}
 	}
 	peers, err := Pair(marks(ps))
-	must(t, err)
+	if err != nil {
+		t.Logf("round given up: %v", err)
+		return false
+	}
 	for _, p := range ps {
 		rec, err := p.live.Record()
 		must(t, err)

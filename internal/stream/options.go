@@ -201,16 +201,39 @@ const bufferSlack = 128 << 10
 // room returns the buffer size (as getsockopt tells) that holds n bytes.
 func room(n int) int { return n + n/4 + bufferSlack }
 
-// growBuffer makes a buffer hold at least size. Above net.core.[rw]mem_max this
-// needs privilege in the initial user namespace; the namespaces of pods have
-// large buffers from the start (net.ipv4.tcp_[rw]mem), so it is not needed
-// there.
-func growBuffer(sys *kernel.Sys, fd, opt, force, size int) error {
-	have, err := sys.SockInt(fd, unix.SOL_SOCKET, opt)
+// growBuffer makes a buffer hold at least size, or as much as is permitted.
+// Above net.core.[rw]mem_max this needs privilege in the initial user
+// namespace; pods have large buffers from the start (net.ipv4.tcp_[rw]mem), so
+// that it is not needed there.
+func (k *socket) growBuffer(opt, force, size int) error {
+	have, err := k.sys.SockInt(k.fd, unix.SOL_SOCKET, opt)
 	if err != nil || have >= size {
 		return err
 	}
-	return setBuffer(sys, fd, opt, force, size)
+	err = k.sys.SetSockInt(k.fd, unix.SOL_SOCKET, force, size/2)
+	if !errors.Is(err, unix.EPERM) {
+		return err
+	}
+	// Without privilege a wish above the limit is cut down to it, which may be
+	// less than the socket has, and there is no way back: try elsewhere first.
+	limit, err := k.permitted(opt, size)
+	if err != nil || limit <= have {
+		return err
+	}
+	return k.sys.SetSockInt(k.fd, unix.SOL_SOCKET, opt, size/2)
+}
+
+// permitted returns what a buffer of a socket becomes when size is asked for.
+func (k *socket) permitted(opt, size int) (got int, err error) {
+	fd, err := k.sys.Socket(k.netns, k.want.Family)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, k.sys.Close(fd)) }()
+	if err := k.sys.SetSockInt(fd, unix.SOL_SOCKET, opt, size/2); err != nil {
+		return 0, err
+	}
+	return k.sys.SockInt(fd, unix.SOL_SOCKET, opt)
 }
 
 // setBuffer sets a buffer to size, as getsockopt tells it, as far as permitted.
