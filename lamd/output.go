@@ -162,6 +162,9 @@ func (p *podReader) complete() bool {
 // read passes on one stream of a pod; nil means that it was read to its end.
 func (p *podReader) read(ctx context.Context, node job.NodeID, out chan<- podapi.Output) error {
 	path := "/v1/pods/" + p.job.String() + podapi.PathOutput + "?at=" + url.QueryEscape(p.pos.String())
+	if j := p.api.state().Jobs[p.job]; j != nil && j.Spec.Output == job.OutputCommitted {
+		path += "&committed=1"
+	}
 	body, err := p.api.peers.open(ctx, node, path)
 	if err != nil {
 		return err

@@ -316,7 +316,8 @@ func jsonLines(w http.ResponseWriter) (*json.Encoder, func() error) {
 // getOutput streams output: of one stream with rank, fd and from; of all
 // without, from the places in at=RANK.FD:OFFSET,... (others from the start).
 // gen is Output.Gen of the last frame that the reader has, if any. With
-// follow=0 the answer ends at what there is now.
+// follow=0 the answer ends at what there is now; with committed=1 it holds only
+// what a committed epoch covers, and does not end before the pod does.
 func (s *supervisor) getOutput(w http.ResponseWriter, r *http.Request) {
 	c, err := s.cursorOf(r)
 	if err != nil {
@@ -358,7 +359,10 @@ func (s *supervisor) getOutput(w http.ResponseWriter, r *http.Request) {
 
 func (s *supervisor) cursorOf(r *http.Request) (*cursor, error) {
 	q := r.URL.Query()
-	c := &cursor{gen: s.out.generation(), pos: map[streamKey]int64{}, eof: map[streamKey]bool{}}
+	c := &cursor{
+		gen: s.out.generation(), pos: map[streamKey]int64{}, eof: map[streamKey]bool{},
+		covered: q.Get("committed") == "1",
+	}
 	if v := q.Get("gen"); v != "" {
 		g, err := strconv.Atoi(v)
 		if err != nil || g < 0 || g > c.gen {

@@ -146,6 +146,9 @@ func (s *supervisor) commit(ctx context.Context, e job.Epoch) error {
 	}
 	kept := s.kept
 	s.mu.Unlock()
+	if kept != nil {
+		s.out.cover(kept.at())
+	}
 	if s.in != nil && kept != nil && kept.Stdin != nil {
 		if err := s.in.committed(kept.Stdin.Consumed); err != nil {
 			s.log.Warn().Err(err).Msg("old input is kept")

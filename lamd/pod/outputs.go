@@ -52,7 +52,8 @@ type outputs struct {
 	streams map[streamKey]*outStream
 	changed chan struct{} // closed and replaced when anything changes
 	rewinds []rewind
-	gen     int // number of rewinds
+	gen     int                 // number of rewinds
+	covered map[streamKey]int64 // what the newest committed epoch covers, see cursor.covered
 }
 
 func newOutputs(dir string, ranks []job.Rank) (*outputs, error) {
@@ -299,9 +300,19 @@ const maxFrame = 32 << 10
 
 // cursor is the place of one reader.
 type cursor struct {
-	gen int // rewinds that it has seen
-	pos map[streamKey]int64
-	eof map[streamKey]bool
+	gen     int // rewinds that it has seen
+	pos     map[streamKey]int64
+	eof     map[streamKey]bool
+	covered bool // it gets only what no rollback takes back; the rest is in the archive of the ended job
+}
+
+// cover lets readers of committed output see the bytes below the offsets: an
+// epoch that was taken there is committed.
+func (o *outputs) cover(at map[streamKey]int64) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.covered = at
+	o.notify()
 }
 
 // next returns the frames that a reader has not seen, at most one per stream,
@@ -317,7 +328,11 @@ func (o *outputs) next(c *cursor) (frames []podapi.Output, more <-chan struct{},
 		if pos < s.base {
 			pos = s.base // lost with a node before it was read
 		}
-		n := min(s.size-pos, maxFrame)
+		end := s.size
+		if c.covered {
+			end = min(end, o.covered[k])
+		}
+		n := min(end-pos, maxFrame)
 		f := podapi.Output{Rank: k.rank, FD: k.fd, Offset: pos, Gen: o.gen}
 		if n > 0 {
 			f.Data = make([]byte, n)
@@ -326,7 +341,7 @@ func (o *outputs) next(c *cursor) (frames []podapi.Output, more <-chan struct{},
 			}
 		}
 		c.pos[k] = pos + max(n, 0)
-		f.EOF = s.eof && c.pos[k] == s.size
+		f.EOF = s.eof && c.pos[k] == s.size && !c.covered // a rollback may yet take the end back
 		if n > 0 || f.EOF && !c.eof[k] {
 			frames = append(frames, f)
 		}

@@ -133,6 +133,7 @@ func (s *supervisor) putBack(x *side, rebuilt bool) error {
 	} else if err := s.out.rewindTo(x.at()); err != nil {
 		return err
 	}
+	s.out.cover(x.at())
 	if err := s.pmi.Import(x.PMI); err != nil {
 		return err
 	}
