@@ -99,13 +99,14 @@ func Boot(ctx context.Context, o Options) (*Booted, error) {
 	defer l.close()
 	h, err := startHolder(ctx, o, l)
 	if err != nil {
-		undoBoot(o.Dirs, nil, l)
+		undoBoot(o.Dirs, l)
 		return nil, err
 	}
 	b := &Booted{Note: l.note}
 	if err := h.awaitReady(ctx, o); err != nil {
 		h.kill()
-		undoBoot(o.Dirs, h, l)
+		h.wait(10 * time.Second)
+		undoBoot(o.Dirs, l)
 		return nil, err
 	}
 	l.close() // the holder has them now
@@ -115,8 +116,9 @@ func Boot(ctx context.Context, o Options) (*Booted, error) {
 	if err != nil {
 		err = explain(err, b.Cluster)
 		h.kill()
+		h.wait(10 * time.Second) // its locks are free when it is gone
 		if relock, lerr := lockFile(o.Dirs.ClusterLock()); lerr == nil {
-			undoBoot(o.Dirs, h, locks{runtime: relock, made: l.made})
+			undoBoot(o.Dirs, locks{runtime: relock, made: l.made})
 			_ = relock.Close()
 		}
 		return nil, err
@@ -124,12 +126,11 @@ func Boot(ctx context.Context, o Options) (*Booted, error) {
 	return b, nil
 }
 
-// undoBoot removes what a failed boot made. The caller has the lock.
-func undoBoot(d paths.Dirs, h *holderProcess, l locks) {
+// undoBoot removes what a failed boot made. The caller has the lock, and the
+// holder is gone.
+func undoBoot(d paths.Dirs, l locks) {
 	if c, err := readCluster(d); err == nil {
-		if h == nil || h.wait(10*time.Second) {
-			_ = sweep(c)
-		}
+		_ = sweep(c)
 	}
 	_ = os.Remove(d.HolderLog())
 	unclaim(d, l.made)
@@ -242,17 +243,15 @@ func (h *holderProcess) awaitReady(ctx context.Context, o Options) error {
 
 func (h *holderProcess) kill() { _ = h.cmd.Process.Kill() }
 
-// wait reaps the holder and reports whether it ended in time.
-func (h *holderProcess) wait(limit time.Duration) bool {
-	done := make(chan struct{})
-	go func() {
+// wait reaps the killed holder. It takes as long as the kernel needs to end
+// the processes of its pid namespace; beyond limit it is given up.
+func (h *holderProcess) wait(limit time.Duration) {
+	fd, err := unix.PidfdOpen(h.cmd.Process.Pid, 0)
+	if err != nil {
+		return
+	}
+	defer func() { _ = unix.Close(fd) }()
+	if ended(fd, limit) {
 		_ = h.cmd.Wait()
-		close(done)
-	}()
-	select {
-	case <-done:
-		return true
-	case <-time.After(limit):
-		return false
 	}
 }

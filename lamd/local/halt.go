@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/lampause/lampause/internal/control"
 	"github.com/lampause/lampause/internal/paths"
 	"github.com/lampause/lampause/job"
 )
@@ -73,7 +74,8 @@ func haltNothing(d paths.Dirs, purge bool) (*Halted, error) {
 func endHolder(ctx context.Context, d paths.Dirs, c *Cluster) error {
 	if err := askHolder(ctx, d, http.MethodPost, "/v1/halt", nil); err != nil {
 		var r *Refused
-		if errors.As(err, &r) && r.Exit == job.ExitPermission {
+		var e *control.Error
+		if (errors.As(err, &r) && r.Exit == job.ExitPermission) || (errors.As(err, &e) && e.Exit == job.ExitPermission) {
 			return err
 		}
 	} else if awaitGone(ctx, c, haltLimit) == nil {
@@ -88,11 +90,8 @@ func endHolder(ctx context.Context, d paths.Dirs, c *Cluster) error {
 // killHolder ends a cluster by force: the kernel takes everything down with
 // the holder.
 func killHolder(ctx context.Context, c *Cluster) error {
-	fd, err := unix.PidfdOpen(c.HolderPID, 0)
-	if err != nil || !holderAlive(c) {
-		if err == nil {
-			_ = unix.Close(fd)
-		}
+	fd, ok := openHolder(c)
+	if !ok {
 		return nil
 	}
 	defer func() { _ = unix.Close(fd) }()

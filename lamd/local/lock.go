@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/lampause/lampause/internal/control"
 	"github.com/lampause/lampause/internal/paths"
 	"github.com/lampause/lampause/job"
 )
@@ -88,7 +89,7 @@ func claim(ctx context.Context, d paths.Dirs) (l locks, err error) {
 			l = locks{}
 		}
 	}()
-	if l.runtime, err = lockFile(d.ClusterLock()); err != nil {
+	if l.runtime, err = lockRuntime(ctx, d); err != nil {
 		return l, usedError(d, d.Runtime, err)
 	}
 	dead, err := clearStale(ctx, d)
@@ -103,6 +104,30 @@ func claim(ctx context.Context, d paths.Dirs) (l locks, err error) {
 		return l, usedError(d, d.State, err)
 	}
 	return l, nil
+}
+
+// lockRuntime locks the runtime directory. A holder that has been killed but
+// still is dying has the lock, yet does not answer; it is given a moment.
+func lockRuntime(ctx context.Context, d paths.Dirs) (*os.File, error) {
+	const moment = 5 * time.Second
+	deadline := time.Now().Add(moment)
+	for {
+		f, err := lockFile(d.ClusterLock())
+		if !errors.Is(err, errLocked) || ctx.Err() != nil || time.Now().After(deadline) {
+			return f, err
+		}
+		asking, cancel := context.WithTimeout(ctx, time.Second)
+		var e *control.Error
+		if _, ferr := Find(asking, d); ferr == nil || errors.As(ferr, &e) {
+			cancel()
+			return nil, err
+		}
+		cancel()
+		select {
+		case <-ctx.Done():
+		case <-time.After(pollEvery):
+		}
+	}
 }
 
 // usedError words a failure to lock dir.
@@ -211,13 +236,42 @@ func unclaim(d paths.Dirs, made bool) {
 	}
 }
 
-// holderAlive reports whether the very process that c names still exists.
+// holderAlive reports whether the very process that c names still runs.
 func holderAlive(c *Cluster) bool {
-	if id, err := bootID(); err == nil && id != c.BootID {
+	fd, ok := openHolder(c)
+	if !ok {
 		return false
 	}
+	_ = unix.Close(fd)
+	return true
+}
+
+// openHolder returns a pidfd of the holder that c names, if it still runs; the
+// caller closes it.
+func openHolder(c *Cluster) (fd int, ok bool) {
+	if id, err := bootID(); c.HolderPID <= 0 || (err == nil && id != c.BootID) {
+		return -1, false
+	}
+	fd, err := unix.PidfdOpen(c.HolderPID, 0)
+	if err != nil {
+		return -1, false
+	}
+	// Compared after the open: the pid cannot change hands under the fd.
 	start, err := startTime(c.HolderPID)
-	return err == nil && start == c.HolderStart
+	if err != nil || start != c.HolderStart || ended(fd, 0) {
+		_ = unix.Close(fd)
+		return -1, false
+	}
+	return fd, true
+}
+
+// ended reports whether the process of a pidfd has ended, all threads of it,
+// waiting at most that long. The state in /proc does not tell: the first
+// thread of a holder is a zombie while another one still ends the processes of
+// the pid namespace.
+func ended(fd int, wait time.Duration) bool {
+	n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(wait.Milliseconds()))
+	return err == nil && n > 0
 }
 
 // awaitGone waits until the holder is gone, and with it, by the end of its pid
@@ -225,31 +279,22 @@ func holderAlive(c *Cluster) bool {
 //
 // Expected errors: one that names the pid when the time is over.
 func awaitGone(ctx context.Context, c *Cluster, limit time.Duration) error {
-	if c.HolderPID <= 0 {
-		return nil
-	}
-	fd, err := unix.PidfdOpen(c.HolderPID, 0)
-	if err != nil || !holderAlive(c) { // checked after the open: the pid cannot change hands under the fd
-		if err == nil {
-			_ = unix.Close(fd)
-		}
-		return nil
-	}
-	defer func() { _ = unix.Close(fd) }()
-	deadline := time.Now().Add(limit)
-	for ctx.Err() == nil && time.Now().Before(deadline) {
-		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 100)
-		if n > 0 {
-			return nil
-		}
-		if err != nil && !errors.Is(err, unix.EINTR) {
-			return fmt.Errorf("wait for holder %d: %w", c.HolderPID, err)
+	if fd, ok := openHolder(c); ok {
+		defer func() { _ = unix.Close(fd) }()
+		for deadline := time.Now().Add(limit); !ended(fd, 100*time.Millisecond); {
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+			if time.Now().After(deadline) {
+				return fmt.Errorf("holder %d is still there after %v", c.HolderPID, limit)
+			}
 		}
 	}
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
+	// In case this very process booted it, nobody else collects it.
+	if c.HolderPID > 0 {
+		_, _ = unix.Wait4(c.HolderPID, nil, unix.WNOHANG, nil)
 	}
-	return fmt.Errorf("holder %d is still there after %v", c.HolderPID, limit)
+	return nil
 }
 
 // bootID identifies this run of the kernel (random(4)).
@@ -259,8 +304,7 @@ func bootID() (string, error) {
 }
 
 // startTime returns field 22 of /proc/PID/stat, in clock ticks after boot
-// (proc_pid_stat(5)); with the pid it names a process for good. The state of a
-// zombie counts as not there.
+// (proc_pid_stat(5)); with the pid it names a process for good.
 func startTime(pid int) (uint64, error) {
 	raw, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
 	if err != nil {
@@ -278,9 +322,6 @@ func parseStartTime(stat string) (uint64, error) {
 	f := strings.Fields(stat[end+1:])
 	if len(f) < 20 {
 		return 0, fmt.Errorf("stat %q: too short", stat)
-	}
-	if f[0] == "Z" || f[0] == "X" {
-		return 0, fs.ErrNotExist
 	}
 	return strconv.ParseUint(f[19], 10, 64)
 }

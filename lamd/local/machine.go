@@ -97,7 +97,7 @@ func (m *machine) start(ctx context.Context) (reports, cfg *os.File, err error) 
 	}
 	defer func() { _ = repW.Close() }()
 	// The node outlives this call: only its power switch ends it.
-	cmd := exec.CommandContext(context.WithoutCancel(ctx), "/proc/self/exe", "node")
+	cmd := exec.CommandContext(context.WithoutCancel(ctx), ownProgram(), "node")
 	cmd.Args[0] = "lamd"
 	cmd.Dir = "/"
 	cmd.Stdout, cmd.Stderr = log, log
@@ -116,17 +116,34 @@ func (m *machine) start(ctx context.Context) (reports, cfg *os.File, err error) 
 	return repR, cfgW, nil
 }
 
+// ownProgram is the path of this program. The name of a node-init comes from
+// it; the magic link does as well when the file has been replaced.
+func ownProgram() string {
+	const link = "/proc/self/exe"
+	exe, err := os.Readlink(link)
+	if err != nil {
+		return link
+	}
+	named, err1 := os.Stat(exe)
+	running, err2 := os.Stat(link)
+	if err1 != nil || err2 != nil || !os.SameFile(named, running) {
+		return link
+	}
+	return exe
+}
+
 // watch reaps the node-init. It ends with the node.
 func (m *machine) watch(cmd *exec.Cmd, gone chan struct{}) {
 	err := cmd.Wait()
 	m.h.log.Info().Str("node", string(m.id)).AnErr("status", err).Msg("node without power")
-	m.h.update(m.index, func(n *Node) {
+	linkErr := removeNodeLink(m.index)
+	m.h.update(m.index, func(n *Node) { // who sees it down can revive it
 		n.State, n.InitPID, n.DaemonPID = NodeDown, 0, 0
+		close(gone)
 	})
-	if err := errors.Join(removeNodeLink(m.index), m.h.saveCluster()); err != nil {
+	if err := errors.Join(linkErr, m.h.saveCluster()); err != nil {
 		m.h.log.Warn().Err(err).Str("node", string(m.id)).Msg("clean up after node")
 	}
-	close(gone)
 }
 
 // connect plugs the cable in, hands over the configuration and waits until the
