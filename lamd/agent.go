@@ -68,6 +68,8 @@ func (a *agent) toLeader(ctx context.Context, path string, in, out any) (job.Nod
 	if !ok {
 		return "", unavailable("no leader")
 	}
+	ctx, cancel := whileLeader(ctx, a.leader, id)
+	defer cancel()
 	return id, a.peers.call(ctx, id, http.MethodPost, path, in, out)
 }
 
@@ -103,9 +105,8 @@ func (a *agent) follow(ctx context.Context, p *localPod) error {
 	if !ok {
 		return unavailable("no leader")
 	}
-	ctx, cancel := context.WithCancel(ctx)
+	ctx, cancel := whileLeader(ctx, a.leader, leader)
 	defer cancel()
-	go a.cancelOnChange(ctx, leader, cancel)
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://pod"+podapi.PathEvents+"?from=1", nil)
 	if err != nil {
 		return err
@@ -132,21 +133,30 @@ func (a *agent) follow(ctx context.Context, p *localPod) error {
 	}
 }
 
-// cancelOnChange ends ctx when leader does not lead any more.
-func (a *agent) cancelOnChange(ctx context.Context, leader job.NodeID, cancel func()) {
-	tick := time.NewTicker(retryPause)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-			if id, ok := a.leader(); ok && id != leader {
-				cancel()
+// errLeaderChanged ends requests to a leader that is one no more: it may be
+// without power and never answer.
+var errLeaderChanged = errors.New("another node leads now")
+
+// whileLeader returns a context that ends when another node than id is known
+// to lead. The caller calls cancel.
+func whileLeader(ctx context.Context, leader func() (job.NodeID, bool), id job.NodeID) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	go func() {
+		tick := time.NewTicker(retryPause)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ctx.Done():
 				return
+			case <-tick.C:
+				if now, ok := leader(); ok && now != id {
+					cancel(errLeaderChanged)
+					return
+				}
 			}
 		}
-	}
+	}()
+	return ctx, func() { cancel(nil) }
 }
 
 func (a *agent) report(p *localPod) podReport {

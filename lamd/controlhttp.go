@@ -98,7 +98,9 @@ func (p *leaderProxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		writeError(w, unavailable("leader "+string(leader)+": "+err.Error()))
 		return
 	}
-	p.forward(w, r, target)
+	ctx, cancel := whileLeader(r.Context(), p.leader, leader)
+	defer cancel()
+	p.forward(w, r.WithContext(ctx), target)
 }
 
 // awaitLeader polls for a leader: raft tells of a new one through its state.

@@ -94,20 +94,12 @@ func runOnce(ctx context.Context, cfg Config, log zerolog.Logger) error {
 	}
 	defer func() { _ = d.store.Close() }()
 	defer d.peers.close()
-	g, ctx := errgroup.WithContext(ctx)
-	d.pods.onUp = func(p *localPod) { g.Go(func() error { d.agent.watch(ctx, p); return nil }) }
-	gone, err := d.pods.adopt(ctx)
-	if err != nil {
-		return err
-	}
-	for _, id := range gone {
-		if err := d.pods.sweep(id); err != nil {
-			return err
-		}
-	}
 	if err := d.openScheduler(ctx); err != nil {
 		return err
 	}
+	g, ctx := errgroup.WithContext(ctx)
+	d.pods.onUp = func(p *localPod) { g.Go(func() error { d.agent.watch(ctx, p); return nil }) }
+	g.Go(func() error { return d.adopt(ctx) })
 	g.Go(func() error { return d.members.Run(ctx) })
 	g.Go(func() error { return d.sched.Run(ctx) })
 	g.Go(func() error { return d.news.follow(ctx, d.sched) })
@@ -122,6 +114,23 @@ func runOnce(ctx context.Context, cfg Config, log zerolog.Logger) error {
 		return errors.Join(err, d.endPods())
 	}
 	return err
+}
+
+// adopt takes over the pods that an earlier daemon of this node left running,
+// and tells the leader of those that ended meanwhile.
+func (d *Daemon) adopt(ctx context.Context) error {
+	gone, err := d.pods.adopt(ctx)
+	if err != nil {
+		return err
+	}
+	for _, p := range gone {
+		d.agent.reportGone(ctx, p)
+		p.cancel()
+		if err := os.RemoveAll(p.dir); err != nil {
+			return fmt.Errorf("sweep pod of job %d: %w", p.job, err)
+		}
+	}
+	return nil
 }
 
 // endPods ends every pod of a life that is over.

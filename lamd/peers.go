@@ -11,7 +11,10 @@ import (
 	"net/http"
 	"net/netip"
 	"strconv"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/lampause/lampause/internal/control"
 	"github.com/lampause/lampause/job"
@@ -36,7 +39,9 @@ type peers struct {
 
 // newPeers returns a caller that resolves nodes with addr.
 func newPeers(addr func(job.NodeID) (netip.Addr, bool)) *peers {
-	d := &net.Dialer{Timeout: dialTimeout, KeepAlive: 5 * time.Second}
+	d := &net.Dialer{Timeout: dialTimeout, ControlContext: userTimeout, KeepAliveConfig: net.KeepAliveConfig{
+		Enable: true, Idle: 2 * time.Second, Interval: time.Second, Count: 3,
+	}}
 	return &peers{
 		addr: addr,
 		client: &http.Client{Transport: &http.Transport{
@@ -48,6 +53,21 @@ func newPeers(addr func(job.NodeID) (netip.Addr, bool)) *peers {
 			DisableCompression:  true,
 		}},
 	}
+}
+
+// unackedMax bounds how long a connection may wait for an acknowledgement: the
+// kernel gives up a node without power after that, not after a quarter of an
+// hour (TCP_USER_TIMEOUT, tcp(7)).
+const unackedMax = 5 * time.Second
+
+func userTimeout(_ context.Context, _, _ string, c syscall.RawConn) error {
+	var serr error
+	if err := c.Control(func(fd uintptr) {
+		serr = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(unackedMax.Milliseconds()))
+	}); err != nil {
+		return err
+	}
+	return serr
 }
 
 // close drops idle connections.

@@ -240,9 +240,9 @@ func (m *pods) add(p *localPod) {
 }
 
 // adopt finds the supervisors that an earlier daemon of this node left
-// running. A directory without a living supervisor is what a dead pod left: its
-// name is returned, so that the job's coordinator learns that the pod is gone.
-func (m *pods) adopt(ctx context.Context) (gone []job.ID, err error) {
+// running. A directory without a living supervisor is what a dead pod left:
+// those are returned in gone, with their processes ended.
+func (m *pods) adopt(ctx context.Context) (gone []*localPod, err error) {
 	entries, err := os.ReadDir(m.dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -255,10 +255,14 @@ func (m *pods) adopt(ctx context.Context) (gone []job.ID, err error) {
 		if perr != nil {
 			continue
 		}
-		p, aerr := m.adoptOne(ctx, id)
-		if aerr != nil {
-			m.log.Warn().Err(aerr).Uint64("job", uint64(id)).Msg("pod not adopted")
-			gone = append(gone, id)
+		p, err := m.known(id)
+		if err != nil {
+			m.log.Warn().Err(err).Uint64("job", uint64(id)).Msg("directory of a pod without a specification")
+			continue
+		}
+		if err := p.meet(ctx); err != nil {
+			m.log.Warn().Err(err).Uint64("job", uint64(id)).Msg("pod not adopted")
+			gone = append(gone, p)
 			continue
 		}
 		m.add(p)
@@ -266,7 +270,8 @@ func (m *pods) adopt(ctx context.Context) (gone []job.ID, err error) {
 	return gone, nil
 }
 
-func (m *pods) adoptOne(ctx context.Context, id job.ID) (*localPod, error) {
+// known reads the specification of a pod from its directory.
+func (m *pods) known(id job.ID) (*localPod, error) {
 	dir := m.podDir(id)
 	b, err := os.ReadFile(filepath.Join(dir, specFile))
 	if err != nil {
@@ -276,20 +281,22 @@ func (m *pods) adoptOne(ctx context.Context, id job.ID) (*localPod, error) {
 	if err := json.Unmarshal(b, &spec); err != nil {
 		return nil, fmt.Errorf("%s: %w", specFile, err)
 	}
-	p := m.open(id, dir, spec)
+	return m.open(id, dir, spec), nil
+}
+
+// meet asks a supervisor who it is.
+func (p *localPod) meet(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
 	defer cancel()
 	var st podapi.Status
 	if err := p.call(ctx, http.MethodGet, podapi.PathStatus, nil, &st); err != nil {
-		p.cancel()
-		return nil, err
+		return err
 	}
 	if st.Version != podapi.Version {
-		p.cancel()
-		return nil, fmt.Errorf("supervisor speaks protocol %d, this lamd %d", st.Version, podapi.Version)
+		return fmt.Errorf("supervisor speaks protocol %d, this lamd %d", st.Version, podapi.Version)
 	}
 	p.pids = []int{st.SupervisorPID, st.InitPID}
-	return p, nil
+	return nil
 }
 
 // kill ends the pod of a job and returns when none of its processes is left:
@@ -384,12 +391,4 @@ func alive(pid int) bool {
 		}
 	}
 	return false
-}
-
-// sweep removes what a dead pod left, and makes sure that it is dead.
-func (m *pods) sweep(id job.ID) error {
-	if err := os.RemoveAll(m.podDir(id)); err != nil {
-		return fmt.Errorf("sweep pod of job %d: %w", id, err)
-	}
-	return nil
 }
