@@ -83,7 +83,7 @@ func (c *conductor) podEnded() bool {
 
 // mayBegin reports whether nothing but time stands against a round.
 func (c *conductor) mayBegin() bool {
-	return c.mode == running && c.round == nil && c.telling == 0 && !c.busy && len(c.bad)+len(c.gone) == 0 && len(c.exits) < c.j.Spec.Ranks
+	return c.mode == running && c.round == nil && c.telling == 0 && !c.suspend.sending && !c.busy && len(c.bad)+len(c.gone) == 0 && len(c.exits) < c.j.Spec.Ranks
 }
 
 func (c *conductor) begin() {

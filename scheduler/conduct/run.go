@@ -8,7 +8,7 @@ import (
 
 // suspension follows Job.Suspended, which only says what the user wants.
 type suspension struct {
-	known   bool // now says how the pods are
+	known   bool // now says how the pods are; a new leader has to tell them
 	now     bool
 	sending bool
 	waiting []Verb
@@ -44,14 +44,14 @@ func (c *conductor) followRunning() {
 }
 
 // followSuspend makes the pods stand still or go on as the record says, but
-// not in the middle of a checkpoint's stall.
+// not in the middle of a checkpoint's stall. No round begins meanwhile: its
+// attempt would be newer, and a repetition of this op be refused.
 func (c *conductor) followSuspend() {
 	s := &c.suspend
 	if s.sending || c.round != nil && c.round.frozen {
 		return
 	}
-	if s.known && s.now == c.j.Suspended || !s.known && !c.j.Suspended {
-		s.known, s.now = true, c.j.Suspended
+	if s.known && s.now == c.j.Suspended {
 		for _, v := range s.waiting {
 			c.answer(v, Answer{})
 		}
@@ -64,7 +64,7 @@ func (c *conductor) followSuspend() {
 	}
 	s.sending = true
 	c.l.attempt++
-	ph := phase{op: op, scope: c.scope, attempt: c.l.attempt, limit: c.l.cfg.SealMax, again: true}
+	ph := phase{op: op, scope: c.scope, attempt: c.l.attempt, limit: c.l.cfg.SealMax, again: true, forever: true}
 	left := len(c.pods())
 	end := func(f *Failure) {
 		if f != nil {

@@ -162,10 +162,14 @@ func (w *world) user(v Verb) {
 
 // wake resumes the job, however often that takes.
 func (w *world) wake() {
-	if j := w.st.Jobs[1]; j.Suspended && !j.State.Final() {
-		w.user(Verb{Kind: VerbResume})
-		w.after(5*time.Second, w.wake)
+	j := w.st.Jobs[1]
+	if j.State.Final() {
+		return
 	}
+	if j.Suspended {
+		w.user(Verb{Kind: VerbResume})
+	}
+	w.after(5*time.Second, w.wake)
 }
 
 // ended reports whether the job is over and put away.
