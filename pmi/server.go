@@ -315,6 +315,17 @@ func (s *Server) Phases() map[job.Rank]Phase {
 	return out
 }
 
+// Arrivals returns how many barriers each rank has entered.
+func (s *Server) Arrivals() map[job.Rank]int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := make(map[job.Rank]int, len(s.state.Ranks))
+	for r, st := range s.state.Ranks {
+		out[r] = st.Arrived
+	}
+	return out
+}
+
 // Fences returns every fence at which this pod has arrived, oldest first. A
 // coordinator that has lost count asks for them.
 func (s *Server) Fences() []Fence {

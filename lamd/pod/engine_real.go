@@ -203,9 +203,12 @@ func (e *liveEngine) restore(ctx context.Context, q podapi.PhaseRequest, ranks [
 		return reply, nil, nil, errors.Join(err, b.undo())
 	}
 	e.rebuilt = b
-	reply.Bytes, reply.TimesMS = b.procs.Bytes, map[string]float64{}
-	for name, d := range b.procs.Times {
-		reply.TimesMS[name] = float64(d.Microseconds()) / 1000
+	reply.TimesMS = map[string]float64{}
+	if b.procs != nil {
+		reply.Bytes = b.procs.Bytes
+		for name, d := range b.procs.Times {
+			reply.TimesMS[name] = float64(d.Microseconds()) / 1000
+		}
 	}
 	return reply, b.ranks, x, nil
 }
@@ -248,28 +251,11 @@ func (b *rebuilding) build(ctx context.Context, q podapi.PhaseRequest) (*side, e
 	if b.socks, err = e.streams.Restore(ctx, rec, nil, uint64(q.Incarnation)); err != nil {
 		return nil, err
 	}
-	for range min(len(m.Ranks), maxSeeds) {
-		s, err := e.seed(ctx)
-		if err != nil {
-			return nil, fmt.Errorf("seed: %w", err)
-		}
-		b.seeds = append(b.seeds, s)
+	if len(m.Ranks) == 0 { // all had ended: there is nothing to build
+		return x, nil
 	}
-	cfg := migrate.Config{
-		Log: e.log, Sources: &sources{ranks: b.ranks, manifest: m, socks: b.socks},
-		Files: migrate.FilePolicy(e.files), Owner: &host,
-	}
-	for _, s := range b.seeds {
-		cfg.Seeds = append(cfg.Seeds, migrate.Seed{PID: s.outer, Sock: s.sock})
-	}
-	if b.procs, err = migrate.Restore(ctx, cfg, r); err != nil {
+	if err := b.buildProcesses(ctx, r, &host); err != nil {
 		return nil, err
-	}
-	pids := b.procs.PIDs()
-	for i := range b.ranks {
-		if inner, ok := m.Ranks[b.ranks[i].rank]; ok {
-			b.ranks[i].inner, b.ranks[i].outer = inner, pids[inner]
-		}
 	}
 	if err := e.setRanks(b.ranks); err != nil {
 		return nil, err
@@ -279,6 +265,37 @@ func (b *rebuilding) build(ctx context.Context, q podapi.PhaseRequest) (*side, e
 	}
 	b.image = nil // pause's now
 	return x, b.endSeeds()
+}
+
+// buildProcesses builds the processes of the image, from seeds, and notes the
+// ranks' new numbers.
+func (b *rebuilding) buildProcesses(ctx context.Context, r *image.Reader, host *image.Host) error {
+	e, m := b.engine, r.Manifest()
+	for range min(len(m.Ranks), maxSeeds) {
+		s, err := e.seed(ctx)
+		if err != nil {
+			return fmt.Errorf("seed: %w", err)
+		}
+		b.seeds = append(b.seeds, s)
+	}
+	cfg := migrate.Config{
+		Log: e.log, Sources: &sources{ranks: b.ranks, manifest: m, socks: b.socks},
+		Files: migrate.FilePolicy(e.files), Owner: host,
+	}
+	for _, s := range b.seeds {
+		cfg.Seeds = append(cfg.Seeds, migrate.Seed{PID: s.outer, Sock: s.sock})
+	}
+	var err error
+	if b.procs, err = migrate.Restore(ctx, cfg, r); err != nil {
+		return err
+	}
+	pids := b.procs.PIDs()
+	for i := range b.ranks {
+		if inner, ok := m.Ranks[b.ranks[i].rank]; ok {
+			b.ranks[i].inner, b.ranks[i].outer = inner, pids[inner]
+		}
+	}
+	return nil
 }
 
 // endSeeds ends the seeds: the processes are children of pod-init.
@@ -302,6 +319,9 @@ func (b *rebuilding) release(ctx context.Context) error {
 	}
 	if err := b.socks.Close(); err != nil {
 		return err
+	}
+	if b.procs == nil {
+		return b.image.Close()
 	}
 	return b.procs.Release(ctx)
 }

@@ -15,7 +15,7 @@ import (
 // meshPatience is how long after the last fence of MPI_Init a pod waits for
 // the complete mesh. An MPI library that connects later than MPICH does is
 // checkpointed all the same then.
-const meshPatience = 10 * time.Second
+const meshPatience = 5 * time.Second
 
 // inMesh reports what keeps the ranks from a first checkpoint: MPI_Init is not
 // over. There is no message that says when it is; what is known is that the
@@ -39,9 +39,10 @@ func (s *supervisor) inMesh(marks []podapi.Mark) error {
 	}
 	size := s.spec.Spec.Ranks
 	pids := s.outerPIDs(s.spec.Placement.Ranks)
+	fences := s.pmi.Arrivals()
 	for r, phase := range s.pmi.Phases() {
-		if phase != pmi.InMPI || pids[r] == 0 {
-			continue
+		if phase != pmi.InMPI || pids[r] == 0 || fences[r] > initFences {
+			continue // no MPI program, or in MPI_Finalize
 		}
 		if since.IsZero() {
 			return fmt.Errorf("rank %d is in MPI_Init: %w", r, errRetry)

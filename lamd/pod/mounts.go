@@ -67,5 +67,20 @@ func limitCapabilities() error {
 			return fmt.Errorf("podinit: drop capability %d: %w", c, err)
 		}
 	}
+	return clearInheritable()
+}
+
+// clearInheritable empties the inheritable set: an execve gives it to root,
+// beside the bounding set.
+func clearInheritable() error {
+	h := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var d [2]unix.CapUserData
+	if err := unix.Capget(&h, &d[0]); err != nil {
+		return fmt.Errorf("podinit: capabilities: %w", err)
+	}
+	d[0].Inheritable, d[1].Inheritable = 0, 0
+	if err := unix.Capset(&h, &d[0]); err != nil {
+		return fmt.Errorf("podinit: clear inheritable capabilities: %w", err)
+	}
 	return nil
 }
