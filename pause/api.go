@@ -46,6 +46,10 @@ type Config struct {
 	// half of the memory that is available when a round begins.
 	Budget int64
 
+	// NoTracking copies and puts back all memory every time, instead of what
+	// was written since.
+	NoTracking bool
+
 	// Workers copy the memory of one process in parallel; 0 means 4 divided by
 	// the number of processes, at least 1.
 	Workers int
@@ -73,7 +77,8 @@ type External struct {
 type Report struct {
 	Marks     []podapi.Mark      // TCP ends: Freeze, CaptureSend, CaptureRecv, Stop
 	TimesMS   map[string]float64 // parts of the step, for the bill
-	Bytes     int64              // memory copied, or put back
+	Bytes     int64              // CaptureRecv: memory kept of the epoch; Rollback: memory put back
+	Copied    int64              // CaptureRecv: memory copied for it, the rest had not changed
 	LostRanks []job.Rank         // Rollback: ranks that must be restored from their images
 	Obstacles []string           // Preflight
 }

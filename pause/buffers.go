@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -27,6 +28,7 @@ func (g *group) takeBuffer(ctx context.Context, size int) (*buffer, error) {
 	if best >= 0 {
 		b := g.spares[best]
 		g.spares = append(g.spares[:best], g.spares[best+1:]...)
+		b.of = nil
 		return b, nil
 	}
 	for _, b := range g.spares { // too small for anything now
@@ -53,6 +55,38 @@ func (g *group) makeBuffer(ctx context.Context, size, touch int) (*buffer, error
 	}
 	g.inUse += int64(len(b.mem))
 	return b, nil
+}
+
+// takeCopy returns an older copy of the memory of pid, to be brought up to
+// date, or nil. The newest one is taken.
+func (g *group) takeCopy(pid int) *memory {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	best := -1
+	for i, b := range g.spares {
+		if b.of != nil && b.pid == pid && (best < 0 || b.of.scan > g.spares[best].of.scan) {
+			best = i
+		}
+	}
+	if best < 0 {
+		return nil
+	}
+	b := g.spares[best]
+	g.spares = append(g.spares[:best], g.spares[best+1:]...)
+	return b.of
+}
+
+// hasCopy reports whether there is an older copy of the memory of pid.
+func (g *group) hasCopy(pid int) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return slices.ContainsFunc(g.spares, func(b *buffer) bool { return b.of != nil && b.pid == pid })
+}
+
+// giveCopy keeps a copy that is not needed any more.
+func (g *group) giveCopy(pid int, m *memory) {
+	m.buf.pid, m.buf.of = pid, m
+	g.giveBuffer(m.buf)
 }
 
 // giveBuffer keeps a buffer for the next snapshot.

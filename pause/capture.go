@@ -20,11 +20,12 @@ import (
 
 // captured is the state of one process at an epoch.
 type captured struct {
-	pid   int // ours
-	rank  job.Rank
-	image image.Process
-	pages pages
-	times map[string]float64 // parts of the capture, in ms
+	pid    int // ours
+	rank   job.Rank
+	image  image.Process
+	pages  pages
+	times  map[string]float64 // parts of the capture, in ms
+	copied int64              // bytes of pages that were copied
 	// forced are parts of private mappings that the process may not read.
 	forced []kernel.Range
 }
@@ -51,10 +52,9 @@ func (o *obstacles) err() error {
 
 // captureMaps describes the mappings of p and says which ranges are private
 // memory. It finds mappings that cannot be captured.
-func captureMaps(p *process, c *captured, obs *obstacles) (private []kernel.Range, err error) {
-	maps, err := p.frozen.SMaps()
-	if err != nil {
-		return nil, err
+func captureMaps(p *process, c *captured, obs *obstacles) (private []kernel.Range, maps []proc.Map, err error) {
+	if maps, err = p.frozen.SMaps(); err != nil {
+		return nil, nil, err
 	}
 	c.image.Maps, c.forced = make([]image.Mapping, 0, len(maps)), nil
 	for i := range maps {
@@ -72,7 +72,7 @@ func captureMaps(p *process, c *captured, obs *obstacles) (private []kernel.Rang
 			}
 		}
 	}
-	return private, nil
+	return private, maps, nil
 }
 
 // isPrivate reports whether the pages of v are the process' own.

@@ -35,6 +35,7 @@ type description struct {
 	image.Description
 	id      identity
 	holders []*openFile
+	unix    *kernel.UnixInfo // of socketpairs
 }
 
 // identity is what can be told of a description from outside. Descriptions of
@@ -103,6 +104,10 @@ func (t *fileTable) look(o *openFile, externals []External, set *stream.Set, obs
 		return err
 	}
 	id, why := identify(o, externals, set)
+	var pair *kernel.UnixInfo
+	if why == unsupportedSocket {
+		id, pair, why = t.identifyUnix(o, id)
+	}
 	if why != "" {
 		obs.add(o.p, "descriptor %d (%s): %s", o.num, o.link, why)
 	}
@@ -119,7 +124,7 @@ func (t *fileTable) look(o *openFile, externals []External, set *stream.Set, obs
 			return nil
 		}
 	}
-	d := &description{id: id, holders: []*openFile{o}}
+	d := &description{id: id, holders: []*openFile{o}, unix: pair}
 	d.Kind, d.Flags = id.kind, o.info.Flags&^unix.O_CLOEXEC
 	d.External = ""
 	if id.kind == image.FDExternal {
@@ -211,7 +216,7 @@ func identifySocket(o *openFile, id identity, set *stream.Set) (identity, string
 			return id, ""
 		}
 	}
-	return id, "this kind of socket is not supported"
+	return id, unsupportedSocket
 }
 
 // identifyAnon tells files of the kernel's anonymous inode apart.
@@ -276,6 +281,8 @@ func (t *fileTable) capture(ctx context.Context, obs *obstacles) error {
 			d.SigMask = o.info.SigMask
 		case image.FDMemfd:
 			err = t.captureFile(d, o)
+		case image.FDUnixPair:
+			err = t.captureUnix(d, o, obs)
 		}
 		if err != nil {
 			return fmt.Errorf("rank %d descriptor %d (%s): %w", o.p.rank, o.num, o.link, err)

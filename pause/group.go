@@ -18,11 +18,12 @@ import (
 
 // process is a process of the pod: a rank or a descendant of one.
 type process struct {
-	rank   job.Rank
-	pid    int // ours
-	parent int // pid of the parent within the pod, 0 for a rank
-	tracer *proc.Tracer
-	frozen *proc.Frozen // nil while it runs
+	rank    job.Rank
+	pid     int // ours
+	parent  int // pid of the parent within the pod, 0 for a rank
+	tracer  *proc.Tracer
+	frozen  *proc.Frozen // nil while it runs
+	tracker tracker
 }
 
 // group holds the processes of a pod and their tracers. Its methods are called
@@ -51,7 +52,7 @@ func (g *group) setRanks(ranks []Rank, externals []External) {
 	g.ranks, g.externals = slices.Clone(ranks), slices.Clone(externals)
 	for pid, p := range g.procs {
 		if !slices.ContainsFunc(ranks, func(r Rank) bool { return r.PID == pid }) {
-			_ = p.tracer.Close() // always nil
+			p.close()
 			delete(g.procs, pid)
 		}
 	}
@@ -165,7 +166,7 @@ func (g *group) process(rank job.Rank, pid, parent int) *process {
 	defer g.mu.Unlock()
 	p := g.procs[pid]
 	if p == nil {
-		p = &process{rank: rank, pid: pid, tracer: proc.NewTracer(g.sys)}
+		p = &process{rank: rank, pid: pid, tracer: proc.NewTracer(g.sys), tracker: tracker{fd: -1, off: g.cfg.NoTracking}}
 		g.procs[pid] = p
 	}
 	p.rank, p.parent = rank, parent
@@ -177,6 +178,12 @@ func (g *group) forget(p *process) {
 	g.mu.Lock()
 	delete(g.procs, p.pid)
 	g.mu.Unlock()
+	p.close()
+}
+
+// close lets go of a process.
+func (p *process) close() {
+	p.closeTracker()
 	_ = p.tracer.Close() // always nil
 }
 
@@ -200,7 +207,7 @@ func (g *group) thaw(ctx context.Context) error {
 // close ends all tracers. Frozen processes run on as they are.
 func (g *group) close() {
 	for _, p := range g.procs {
-		_ = p.tracer.Close() // always nil
+		p.close()
 	}
 	clear(g.procs)
 	g.mu.Lock()

@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"testing"
-	"time"
 
 	"github.com/rs/zerolog"
 
@@ -16,8 +15,8 @@ import (
 )
 
 // TestTracerVictim is the tracer that TestTracerKilled kills: it checkpoints
-// the process of the environment for ever, and says "idle" between the rounds
-// and "frozen" when a round is captured.
+// the process of the environment for ever; it says "idle" between the rounds
+// and "frozen" when a round is captured, and waits for a line.
 func TestTracerVictim(t *testing.T) {
 	pid, err := strconv.Atoi(os.Getenv("PAUSE_VICTIM_PID"))
 	if err != nil {
@@ -30,9 +29,13 @@ func TestTracerVictim(t *testing.T) {
 	}
 	pod.SetRanks([]Rank{{Rank: 0, PID: pid}}, []External{x})
 	ctx := t.Context()
+	in := bufio.NewReader(os.Stdin)
+	wait := func(word string) { // for a line, or for being killed
+		fmt.Println(word)
+		_, _ = in.ReadString('\n')
+	}
 	for e := job.Epoch(1); ; e++ {
-		fmt.Println("idle")
-		time.Sleep(5 * time.Millisecond)
+		wait("idle")
 		for _, s := range []func() (*Report, error){
 			func() (*Report, error) { return pod.Freeze(ctx, e) },
 			func() (*Report, error) { return pod.CaptureSend(ctx, e) },
@@ -43,8 +46,7 @@ func TestTracerVictim(t *testing.T) {
 				return
 			}
 		}
-		fmt.Println("frozen")
-		time.Sleep(5 * time.Millisecond)
+		wait("frozen")
 		if _, err := pod.Resume(ctx, e, nil); err != nil {
 			fmt.Println("error", err)
 			return
@@ -68,9 +70,14 @@ func TestTracerKilled(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		w, err := cmd.StdinPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
+		rounds := i / 2
 		sc := bufio.NewScanner(r)
 		for sc.Scan() {
 			word := sc.Text()
@@ -78,8 +85,11 @@ func TestTracerKilled(t *testing.T) {
 				t.Fatalf("tracer: %s", word)
 			}
 			if word == []string{"idle", "frozen"}[i%2] {
-				break
+				if rounds--; rounds < 0 {
+					break
+				}
 			}
+			_, _ = fmt.Fprintln(w, "on")
 		}
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()

@@ -3,10 +3,8 @@ package pause
 import (
 	"context"
 	"fmt"
-	"os"
 	"slices"
 	"sort"
-	"strconv"
 	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
@@ -33,23 +31,26 @@ const (
 type pages interface {
 	// ranges returns the pages that are kept, ascending, not overlapping.
 	ranges() []kernel.Range
-	// each hands every kept page to fn, in pieces that lie within one range,
-	// from several goroutines. data is fn's until it returns.
-	each(ctx context.Context, workers int, fn func(addr uint64, data []byte) error) error
+	// each hands the kept pages to fn, in pieces, from several goroutines. data
+	// is fn's until it returns. With within, an ascending list, pages outside of
+	// it may be left out.
+	each(ctx context.Context, workers int, within []kernel.Range, fn func(addr uint64, data []byte) error) error
 	// bytes is the size of all kept pages.
 	bytes() int64
 	// free gives memory back; nothing may be used afterwards.
 	free()
 }
 
-// memory is a copy in RAM: the ranges one after the other in buf.
+// memory is a copy in RAM.
 type memory struct {
 	runs []kernel.Range
 	offs []int // of each range in buf
 	size int
 	buf  *buffer
+	scan int // number of the scan that it belongs to; 0 for none
 }
 
+// newMemory lays the ranges one after the other into buf.
 func newMemory(runs []kernel.Range, buf *buffer) *memory {
 	m := &memory{runs: runs, offs: make([]int, len(runs)), buf: buf}
 	for i, r := range runs {
@@ -70,9 +71,13 @@ func (m *memory) view(r kernel.Range) []byte {
 	return m.buf.mem[at : at+int(r.Len()) : at+int(r.Len())]
 }
 
-func (m *memory) each(ctx context.Context, workers int, fn func(addr uint64, data []byte) error) error {
+func (m *memory) each(ctx context.Context, workers int, within []kernel.Range, fn func(addr uint64, data []byte) error) error {
 	var pieces []kernel.Range
-	for _, r := range m.runs {
+	runs := m.runs
+	if within != nil {
+		runs = intersect(runs, within)
+	}
+	for _, r := range runs {
 		for at := r.Start; at < r.End; at += unitSize {
 			pieces = append(pieces, kernel.Range{Start: at, End: min(r.End, at+unitSize)})
 		}
@@ -127,7 +132,7 @@ func (s *stored) ranges() []kernel.Range { return s.list }
 func (s *stored) bytes() int64           { return s.size }
 func (s *stored) free()                  {}
 
-func (s *stored) each(ctx context.Context, workers int, fn func(addr uint64, data []byte) error) error {
+func (s *stored) each(ctx context.Context, workers int, _ []kernel.Range, fn func(addr uint64, data []byte) error) error {
 	zero := make([]byte, image.MaxRunBytes)
 	return s.r.Each(ctx, workers, func(r image.Run, data []byte) error {
 		if data != nil {
@@ -142,32 +147,10 @@ func (s *stored) each(ctx context.Context, workers int, fn func(addr uint64, dat
 	})
 }
 
-// presentPages returns the pages of the private mappings that the process has
-// of its own: present and not those of the mapped file.
-func presentPages(sys *kernel.Sys, pid int, private []kernel.Range) ([]kernel.Range, error) {
-	pm, err := os.Open("/proc/" + strconv.Itoa(pid) + "/pagemap")
-	if err != nil {
-		return nil, fmt.Errorf("pid %d: %w", pid, err)
-	}
-	defer func() { _ = pm.Close() }() // read only
-	const want = kernel.PageIsPresent | kernel.PageIsFile | kernel.PageIsPFNZero
-	found, err := sys.PagemapScan(pm, pid, kernel.Scan{
-		End: userEnd, Mask: want, Inverted: kernel.PageIsFile | kernel.PageIsPFNZero,
-	})
-	if err != nil {
-		return nil, err
-	}
-	runs := make([]kernel.Range, len(found))
-	for i, r := range found {
-		runs[i] = kernel.Range{Start: r.Start, End: r.End}
-	}
-	return intersect(runs, private), nil
-}
-
-// copyIn reads the ranges of m from the process, with several workers. forced
-// are parts that the process itself may not read.
-func copyIn(ctx context.Context, f *proc.Frozen, m *memory, forced []kernel.Range, workers int) error {
-	plain := subtract(m.runs, forced)
+// copyIn reads the pages of wanted, which m has, from the process, with several
+// workers. forced are parts that the process itself may not read.
+func copyIn(ctx context.Context, f *proc.Frozen, m *memory, wanted, forced []kernel.Range, workers int) error {
+	plain := subtract(intersect(m.runs, wanted), forced)
 	units := cut(plain, unitSize)
 	err := spread(ctx, workers, len(units), func(i int) error {
 		local := make([][]byte, len(units[i]))
@@ -185,6 +168,58 @@ func copyIn(ctx context.Context, f *proc.Frozen, m *memory, forced []kernel.Rang
 		}
 	}
 	return nil
+}
+
+// reuse lays the ranges into the buffer of an older copy, so that pages which
+// that one has stay where they are. It returns nil when the buffer is too small
+// or the copy would be cut into too many pieces. The older copy is not to be
+// used afterwards.
+func reuse(runs []kernel.Range, old *memory) *memory {
+	m := &memory{buf: old.buf, size: int(total(runs))}
+	if m.size > len(old.buf.mem) {
+		return nil
+	}
+	kept := intersect(runs, old.runs)
+	fresh := subtract(runs, old.runs)
+	if len(kept)+len(fresh) > 4*len(runs)+256 {
+		return nil
+	}
+	type place struct {
+		kernel.Range
+		off int
+	}
+	var list []place
+	var used []kernel.Range // of the buffer
+	j := 0
+	for _, r := range kept {
+		for old.runs[j].End <= r.Start {
+			j++
+		}
+		off := old.offs[j] + int(r.Start-old.runs[j].Start)
+		list = append(list, place{r, off})
+		used = append(used, kernel.Range{Start: uint64(off), End: uint64(off) + r.Len()})
+	}
+	room := subtract([]kernel.Range{{Start: 0, End: uint64(len(old.buf.mem))}}, normalize(used))
+	for _, r := range fresh {
+		for r.Start < r.End {
+			n := min(r.Len(), room[0].Len())
+			list = append(list, place{kernel.Range{Start: r.Start, End: r.Start + n}, int(room[0].Start)})
+			r.Start += n
+			if room[0].Start += n; room[0].Len() == 0 {
+				room = room[1:]
+			}
+		}
+	}
+	slices.SortFunc(list, func(a, b place) int {
+		if a.Start < b.Start {
+			return -1
+		}
+		return 1
+	})
+	for _, p := range list {
+		m.runs, m.offs = append(m.runs, p.Range), append(m.offs, p.off)
+	}
+	return m
 }
 
 // cut groups ranges into units of about size bytes each.
@@ -279,6 +314,8 @@ func total(ranges []kernel.Range) int64 {
 // them, touched ahead of its use.
 type buffer struct {
 	mem []byte
+	pid int     // whose copy it holds,
+	of  *memory // nil for none
 }
 
 // newBuffer maps size bytes or more and touches the first touch bytes.

@@ -335,7 +335,7 @@ func (p *Pod) undoObject(ctx context.Context, o *object, a *objectAccess) error 
 			return fmt.Errorf("remove pages: %w", err)
 		}
 	}
-	return o.pages.each(ctx, p.workers(1), func(off uint64, data []byte) error {
+	return o.pages.each(ctx, p.workers(1), nil, func(off uint64, data []byte) error {
 		r := kernel.Range{Start: off, End: off + uint64(len(data))}
 		err := a.walk(r, func(s *segment, addr uint64, at, n int) error {
 			return s.f.WriteMem(addr, data[at:at+n])
@@ -374,7 +374,7 @@ func (o *object) undoFile(ctx context.Context, fd int, kept []kernel.Range) erro
 			return fmt.Errorf("punch hole: %w", err) // EPERM: sealed, hence unchanged
 		}
 	}
-	return o.pages.each(ctx, 1, func(off uint64, data []byte) error {
+	return o.pages.each(ctx, 1, nil, func(off uint64, data []byte) error {
 		data = data[:min(uint64(len(data)), uint64(o.Size)-min(off, uint64(o.Size)))]
 		for len(data) > 0 {
 			n, err := unix.Pwrite(fd, data, int64(off))

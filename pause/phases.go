@@ -171,7 +171,7 @@ func (p *Pod) captureOne(ctx context.Context, q *process, c *captured, procs int
 		c.times[name] = ms(time.Since(begin))
 		begin = time.Now()
 	}
-	private, err := captureMaps(q, c, obs)
+	private, maps, err := captureMaps(q, c, obs)
 	lap("maps")
 	if err != nil {
 		return err
@@ -179,24 +179,28 @@ func (p *Pod) captureOne(ctx context.Context, q *process, c *captured, procs int
 	if len(obs.list) > 0 {
 		return nil
 	}
-	runs, err := presentPages(p.group.sys, q.pid, private)
-	lap("scan")
-	if err != nil {
-		return err
-	}
 	// Mapping the stub waits for the copy, were it under way.
 	if err := q.frozen.Prepare(ctx); err != nil {
 		return err
 	}
-	buf, err := p.group.takeBuffer(ctx, int(total(runs)))
+	q.track(ctx, maps)
+	s, err := q.scan(private, true)
+	lap("scan")
+	if err != nil {
+		return err
+	}
+	m, wanted, err := p.group.place(ctx, q, s)
 	if err != nil {
 		return err
 	}
 	lap("buffer")
-	m := newMemory(runs, buf)
-	c.pages = m
+	c.pages, c.copied = m, total(wanted)
 	p.draft.copies.Go(func() error {
-		return copyIn(p.draft.copyCtx, q.frozen, m, c.forced, p.workers(procs))
+		err := copyIn(p.draft.copyCtx, q.frozen, m, wanted, c.forced, p.workers(procs))
+		if err != nil {
+			m.scan = 0 // it is of no use for the next copy
+		}
+		return err
 	})
 	err = captureProcess(ctx, q, c)
 	lap("state")
@@ -233,6 +237,7 @@ func (p *Pod) captureRecv(ctx context.Context, r *Report) error {
 	r.TimesMS["copy"] = ms(time.Since(begin))
 	for _, c := range p.draft.procs {
 		r.Bytes += c.pages.bytes()
+		r.Copied += c.copied
 	}
 	for _, o := range p.draft.objects {
 		r.Bytes += o.pages.bytes()
@@ -324,7 +329,7 @@ func (p *Pod) preflight(ctx context.Context) (_ *Report, err error) {
 	}
 	for _, q := range p.group.list() {
 		c := &captured{pid: q.pid, rank: q.rank}
-		if _, err := captureMaps(q, c, obs); err != nil {
+		if _, _, err := captureMaps(q, c, obs); err != nil {
 			return nil, err
 		}
 		if err := captureProcess(ctx, q, c); err != nil {

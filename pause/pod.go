@@ -56,7 +56,10 @@ func (p *Pod) State() State {
 func (p *Pod) Prepare(ctx context.Context) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.group.prepare(ctx)
+	if err := p.group.prepare(ctx); err != nil {
+		return err
+	}
+	return p.group.prefill(ctx, p.committed)
 }
 
 // Preflight stops the ranks for a moment and reports every obstacle to a

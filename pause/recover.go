@@ -44,15 +44,7 @@ func (p *Pod) rollback(ctx context.Context, a args, r *Report) error {
 		})
 	}
 	jobs := p.rollbackJobs(snap, lost)
-	var mu sync.Mutex // guards r
-	each(jobs, lost, func(j *undo) error {
-		defer func() {
-			mu.Lock()
-			defer mu.Unlock()
-			r.merge(j.times)
-		}()
-		return j.layout(ctx)
-	})
+	each(jobs, lost, func(j *undo) error { return j.layout(ctx) })
 	wg.Wait()
 	r.TimesMS["layout"] = ms(time.Since(begin))
 	if backErr != nil {
@@ -75,6 +67,7 @@ func (p *Pod) rollback(ctx context.Context, a args, r *Report) error {
 	}
 	for _, j := range jobs {
 		r.Bytes += j.bytes
+		r.merge(j.times)
 	}
 	r.LostRanks = lost.ranks
 	return lost.err()

@@ -87,7 +87,11 @@ func (s *snapshot) release(g *group) {
 				continue
 			}
 			if m, ok := c.pages.(*memory); ok {
-				g.giveBuffer(m.buf)
+				if m.scan == 0 {
+					g.giveBuffer(m.buf)
+				} else {
+					g.giveCopy(c.pid, m)
+				}
 				continue
 			}
 			c.pages.free()

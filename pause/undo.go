@@ -29,6 +29,7 @@ type undo struct {
 	bytes   int64
 
 	filling *errgroup.Group // memory that is being written
+	pagesMS float64         // how long that took; of the group's goroutine
 }
 
 // layout puts threads, signals, mappings and memory back; memory is still
@@ -331,11 +332,12 @@ func (u *undo) memory(ctx context.Context) error {
 		}
 	}
 	begin := time.Now()
-	live, err := presentPages(f.Tracer().Sys(), u.p.pid, private)
+	live, err := u.p.scan(private, false)
 	if err != nil {
 		return err
 	}
-	extra := normalize(subtract(live, u.c.pages.ranges()))
+	kept := u.c.pages.ranges()
+	extra := normalize(subtract(live.present, kept))
 	if len(extra) > 0 {
 		b := f.Batch(f.Leader())
 		for _, r := range extra {
@@ -349,15 +351,32 @@ func (u *undo) memory(ctx context.Context) error {
 	if err := f.OpenMem(); err != nil {
 		return err
 	}
+	within := u.changed(live)
+	u.bytes = total(within)
 	u.filling = &errgroup.Group{}
 	u.filling.Go(func() error {
 		begin := time.Now()
-		err := u.c.pages.each(ctx, u.workers, u.fill)
-		u.times["pages"] = ms(time.Since(begin))
+		err := u.c.pages.each(ctx, u.workers, within, u.fill)
+		u.pagesMS = ms(time.Since(begin))
 		return err
 	})
-	u.bytes = u.c.pages.bytes()
 	return nil
+}
+
+// changed returns the kept pages that may differ from what the process has:
+// written since the epoch, or not there.
+func (u *undo) changed(live *scanned) []kernel.Range {
+	kept := u.c.pages.ranges()
+	m, ok := u.c.pages.(*memory)
+	if !ok || m.scan == 0 {
+		return kept
+	}
+	written, ok := u.p.tracker.since(m.scan)
+	if !ok {
+		return kept
+	}
+	written = normalize(append(written, live.written...))
+	return normalize(append(subtract(kept, normalize(live.present)), intersect(kept, written)...))
 }
 
 // waitPages waits until memory is written.
@@ -367,6 +386,7 @@ func (u *undo) waitPages() error {
 	}
 	err := u.filling.Wait()
 	u.filling = nil
+	u.times["pages"] = u.pagesMS
 	if err != nil {
 		return fmt.Errorf("write memory: %w", err)
 	}

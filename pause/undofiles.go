@@ -67,6 +67,7 @@ func planFiles(snap *snapshot, jobs []*undo, live *fileTable, back *stream.Resto
 		}
 	}
 	pl.splitPipes()
+	pl.splitUnix()
 	return pl
 }
 
@@ -88,6 +89,8 @@ func sameDescription(want *image.Description, l *description, t *fileTable) bool
 		return want.Pipe.Write == (l.id.mode == unix.O_WRONLY)
 	case image.FDFifo:
 		return want.Path == o.link && want.Flags&unix.O_ACCMODE == l.id.mode
+	case image.FDUnixPair:
+		return l.unix != nil && want.Unix.Type == l.unix.Type
 	case image.FDEventfd:
 		return want.Event.Semaphore == o.info.EventSemaph
 	case image.FDTimerfd:
@@ -197,6 +200,8 @@ func (pl *filePlan) create(d *planned) (err error) {
 		d.fd, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	case image.FDPipe:
 		return pl.createPipe(w.Pipe)
+	case image.FDUnixPair:
+		return pl.createUnix(d)
 	default:
 		err = errors.New("it was closed since the epoch and cannot be made again")
 	}
@@ -278,7 +283,7 @@ func (pl *filePlan) reset(ctx context.Context) error {
 				d.holder.c.rank, d.holder.num, d.want.Kind, d.want.Path, err)
 		}
 	}
-	return nil
+	return pl.endUnix()
 }
 
 func (pl *filePlan) resetOne(d *planned) error {
@@ -300,6 +305,8 @@ func (pl *filePlan) resetOne(d *planned) error {
 		err = resetEventfd(fd, w.Event)
 	case image.FDTimerfd:
 		err = resetTimerfd(fd, w.Timer)
+	case image.FDUnixPair:
+		err = pl.resetUnix(d)
 	}
 	if err != nil {
 		return err

@@ -100,7 +100,7 @@ func storePages(ctx context.Context, p pages, open func() (*image.PageWriter, er
 		return err
 	}
 	defer func() { err = errors.Join(err, pw.Close()) }()
-	return p.each(ctx, 1, pw.Write)
+	return p.each(ctx, 1, nil, pw.Write)
 }
 
 // identities remembers what files are, so that each is read once and not at

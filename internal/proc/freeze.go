@@ -1,6 +1,7 @@
 package proc
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -78,7 +79,60 @@ func (f *Frozen) freeze(ctx context.Context) error {
 	if f.Leader() == nil {
 		return kernel.ErrGone
 	}
-	return f.checkThreads()
+	if err := f.checkThreads(); err != nil {
+		return err
+	}
+	for _, th := range f.Threads {
+		if th.Signal != 0 {
+			if err := f.requeue(ctx, th); err != nil {
+				return err
+			}
+		}
+		// A call that hideStop made run again does so also when we are killed.
+		if err := f.settle(th); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// requeue puts a signal back into the queue that th was about to handle. Held
+// by the tracer alone it would be lost, were the tracer killed. Only the thread
+// itself may claim that the kernel or another process sent it.
+//
+// A program that cannot be injected into keeps th.Signal.
+func (f *Frozen) requeue(ctx context.Context, th *Thread) error {
+	if th.Signal == unix.SIGTRAP { // as which our own stops come
+		return nil
+	}
+	st, err := ReadStatus(th.TID)
+	if err != nil {
+		return err
+	}
+	b := f.Batch(th)
+	b.Call(unix.SYS_RT_TGSIGQUEUEINFO, uint64(st.NSTgid[len(st.NSTgid)-1]), uint64(st.Inner()),
+		uint64(th.Signal), b.Bytes(th.SigInfo))
+	err = b.Run(ctx)
+	if err != nil && f.isQueued(th) {
+		err = nil // it failed behind the call
+	}
+	if errors.Is(err, ErrUnsupported) {
+		return nil
+	}
+	if err == nil {
+		f.DropSignal(th)
+	}
+	return err
+}
+
+// isQueued looks for the signal of th among the pending ones.
+func (f *Frozen) isQueued(th *Thread) bool {
+	var list [][]byte
+	err := twice(func() (err error) {
+		list, err = f.sys.PeekSigInfo(th.TID, false)
+		return err
+	})
+	return err == nil && slices.ContainsFunc(list, func(b []byte) bool { return bytes.Equal(b, th.SigInfo) })
 }
 
 // stopNew stops the threads that are not stopped yet and returns how many
