@@ -247,7 +247,7 @@ func (in *installer) cleanUp(ctx context.Context, failed error) error {
 	if failed != nil {
 		now, err := descriptorsOf(in.f.PID)
 		if err != nil {
-			return nil // the process is gone: the failure says it
+			return err
 		}
 		for _, it := range in.items {
 			delete(now, it.FD)

@@ -6,7 +6,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -289,9 +288,6 @@ func testCtx(t testing.TB) context.Context {
 	return ctx
 }
 
-// discard is a sink for programs whose words do not matter.
-var _ io.Writer = (*lines)(nil)
-
 func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
@@ -301,6 +297,6 @@ func must(t testing.TB, err error) {
 				t.Log(o)
 			}
 		}
-		t.Fatal(fmt.Sprintf("%v", err))
+		t.Fatal(err)
 	}
 }
