@@ -1,0 +1,128 @@
+package proctool
+
+import (
+	"bytes"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// foreign is a program that nobody here wrote.
+type foreign struct {
+	name  string
+	needs string // program that must be installed
+	shell string // what sh -c runs; it writes to stdout
+}
+
+const pythonText = `
+import threading, hashlib
+res = {}
+def work(k):
+    h = hashlib.sha256(str(k).encode())
+    d = {}
+    for i in range(250000):
+        h.update(b'%d' % i)
+        d[i % 977] = h.hexdigest()
+    res[k] = h.hexdigest() + str(len(d))
+ts = [threading.Thread(target=work, args=(k,)) for k in range(4)]
+[t.start() for t in ts]
+[t.join() for t in ts]
+print(sorted(res.items()))
+`
+
+const pipelineText = `
+for i in $(seq 1 150000); do echo "line $i $((i*7%1000))"; done |
+  sort -k3n -k2n | awk '{s+=$3*NR%97; if (NR%50000==0) print NR, s} END{print s}'
+`
+
+func foreigners() []foreign {
+	return []foreign{
+		{"xz", "xz", "exec xz -T1 -6 -c ../noise"},
+		{"xz with threads", "xz", "exec xz -T2 --block-size=2MiB -6 -c ../noise"},
+		{"gzip in a pipe", "gzip", "cat ../noise | gzip -n -9 | gzip -d | md5sum"},
+		{"bash pipeline", "bash", "exec bash ../pipeline"},
+		{"python threads", "/usr/bin/python3", "exec /usr/bin/python3 ../program.py"},
+		{"bc", "bc", `echo "scale=2200; 4*a(1)" | bc -l`},
+		{"perl", "perl", `exec perl -e 'my %h; for my $i (1..900000) { $h{$i % 5003} .= chr(65 + $i % 26); } print join(",", map { length $h{$_} } sort keys %h), "\n"'`},
+	}
+}
+
+// TestForeignPrograms kills programs in mid-work, twice, and wants the output
+// of an undisturbed run.
+func TestForeignPrograms(t *testing.T) {
+	for _, f := range foreigners() {
+		t.Run(f.name, func(t *testing.T) {
+			if _, err := exec.LookPath(f.needs); err != nil {
+				t.Skipf("%s is not installed", f.needs)
+			}
+			w := newWorld(t)
+			w.file = true
+			w.write("noise", noise())
+			w.write("program.py", []byte(pythonText))
+			w.write("pipeline", []byte(pipelineText))
+			if err := os.Mkdir(filepath.Join(w.dir, "sub"), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			argv := []string{"sh", "-c", "cd sub && " + f.shell}
+			begin := time.Now()
+			want, err := w.plain(argv)
+			if err != nil {
+				t.Fatal(err)
+			}
+			third := time.Since(begin) / 3
+			l := w.start(append([]string{"run"}, argv...)...)
+			kills := 0
+			for range 2 {
+				time.Sleep(third) // any moment will do
+				out, code := w.tryLam("checkpoint", "--kill", "--pid", pidArg(l), "--out", "ckpt")
+				if code != 0 {
+					if !strings.Contains(out, "no such process") && !strings.Contains(out, "has ended") {
+						t.Fatalf("checkpoint: exit code %d: %s", code, out)
+					}
+					break // it was faster
+				}
+				kills++
+				l.wantEnd(128 + int(unix.SIGKILL))
+				l = w.start("restart", "ckpt")
+			}
+			l.wantEnd(0)
+			if got := w.text(); got != want {
+				t.Errorf("after %d kills the output has %d bytes, want %d", kills, len(got), len(want))
+			}
+			t.Logf("%d kills, %d bytes of output", kills, len(want))
+		})
+	}
+}
+
+func (w *world) write(name string, b []byte) {
+	w.t.Helper()
+	if err := os.WriteFile(filepath.Join(w.dir, name), b, 0o600); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// plain runs argv undisturbed.
+func (w *world) plain(argv []string) (string, error) {
+	cmd := exec.CommandContext(w.t.Context(), argv[0], argv[1:]...)
+	cmd.Dir = w.dir
+	var out bytes.Buffer
+	cmd.Stdout = &out
+	err := cmd.Run()
+	return out.String(), err
+}
+
+// noise is 2 MB of text that compresses a little.
+func noise() []byte {
+	r := rand.New(rand.NewPCG(1, 2))
+	b := make([]byte, 2<<20)
+	for i := range b {
+		b[i] = 'a' + byte(r.Uint32()%17)
+	}
+	return b
+}
