@@ -244,7 +244,9 @@ func (d *Daemon) leader() (job.NodeID, bool) {
 	case l.Node != "":
 		return l.Node, true
 	}
-	return d.finder.found()
+	// What others remember of us from before a restart does not make us lead.
+	id, ok := d.finder.found()
+	return id, ok && id != d.cfg.Node
 }
 
 // whileLeading refuses requests of other daemons that take this one for the
