@@ -100,4 +100,3 @@ func TestRestoreFailures(t *testing.T) {
 		t.Errorf("%d sockets are open, 3 should be", fds)
 	}
 }
-

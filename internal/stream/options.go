@@ -54,7 +54,7 @@ func plainOptions() []option {
 		{"mtu_discover", unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, onAny},
 		{"freebind", unix.IPPROTO_IP, unix.IP_FREEBIND, onAny},
 		{"bind_no_port", unix.IPPROTO_IP, unix.IP_BIND_ADDRESS_NO_PORT, onAny},
-		{"v6only", unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, onAny | onV6},
+		{"v6only", unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, onListen | onV6}, // bind changes that of a connection
 		{"v6_tclass", unix.IPPROTO_IPV6, unix.IPV6_TCLASS, onAny | onV6},
 		{"v6_hops", unix.IPPROTO_IPV6, unix.IPV6_UNICAST_HOPS, onAny | onV6},
 	}

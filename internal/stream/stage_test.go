@@ -171,4 +171,3 @@ func (s *stage) arrives(fd, n int) {
 		}
 	}
 }
-
