@@ -73,6 +73,7 @@ func newConductor(l *Leader, id job.ID, adopted bool) *conductor {
 		healing: map[healKey]bool{}, freezeAt: map[job.Epoch]time.Duration{},
 	}
 	c.broker.c = c
+	c.suspend.ever = adopted // nobody knows
 	return c
 }
 

@@ -178,7 +178,7 @@ func (w *world) goBack(p *wpod, q podapi.PhaseRequest) Done {
 	if !have {
 		return conflict("no image to go back to")
 	}
-	p.state, p.whole, p.progress, p.suspend = "rebuilt", q.Epoch, im.progress, false
+	p.state, p.whole, p.progress = "rebuilt", q.Epoch, im.progress // a suspension outlives it
 	p.passed, p.waits, p.asked = im.passed, im.waits, 0
 	p.cut, p.ended = im, false
 	return fine()

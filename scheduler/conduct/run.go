@@ -10,6 +10,7 @@ import (
 type suspension struct {
 	known   bool // now says how the pods are; a new leader has to tell them
 	now     bool
+	ever    bool // some pod may have been suspended: that outlives a rollback
 	sending bool
 	waiting []Verb
 }
@@ -18,7 +19,7 @@ type suspension struct {
 // earlier leader watched it before: what that left half done is undone, what
 // it may not have finished is done again.
 func (c *conductor) run(adopted bool, was mode) {
-	c.suspend.known, c.suspend.sending = !adopted, false
+	c.suspend.known, c.suspend.sending = !adopted && !(was == recovering && c.suspend.ever), false
 	if was == recovering || was == launching {
 		c.suspend.now = false
 	}
@@ -62,7 +63,7 @@ func (c *conductor) followSuspend() {
 	if want {
 		op = podapi.OpSuspend
 	}
-	s.sending = true
+	s.sending, s.ever = true, s.ever || want
 	c.l.attempt++
 	ph := phase{op: op, scope: c.scope, attempt: c.l.attempt, limit: c.l.cfg.SealMax, again: true, forever: true}
 	left := len(c.pods())
