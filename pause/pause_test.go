@@ -183,7 +183,7 @@ func rollback(t testing.TB, pod *Pod, e job.Epoch, gen uint64) *Report {
 // TestRollbackRandom compares runs that are put back several times, at random
 // moments, with an undisturbed one.
 func TestRollbackRandom(t *testing.T) {
-	for _, c := range []struct{ name, steps string }{{"mix", "1200"}, {"shm", "60000"}} {
+	for _, c := range []struct{ name, steps string }{{"mix", "1200"}, {"shm", "60000"}, {"pairs", "30000"}} {
 		t.Run(c.name, func(t *testing.T) {
 			exe := build(t, c.name)
 			want := reference(t, exe, c.steps)
