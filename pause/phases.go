@@ -299,7 +299,11 @@ func (p *Pod) promote() {
 
 // adopt takes a pod over that was rebuilt from an image.
 func (p *Pod) adopt(a args) error {
-	snap, err := adopted(p.group, a.reader, a.record)
+	rec := a.record
+	if rec == nil && p.cfg.Streams != nil {
+		rec = stream.FromDescriptions(a.reader.Manifest().Descriptions)
+	}
+	snap, err := adopted(p.group, a.reader, rec)
 	if err != nil {
 		return err
 	}

@@ -159,7 +159,8 @@ func (p *Pod) Release(ctx context.Context) (*Report, error) {
 
 // Adopt takes over a pod whose ranks were rebuilt by migrate/ from the image
 // that r reads, so that a second loss finds them as survivors. r belongs to the
-// Pod from now on. rec is what the connections are now (stream.Restored.Record).
+// Pod from now on. rec is what the connections are now (stream.Restored.Record),
+// nil when that is not known: then every connection is made anew.
 // Call SetRanks first, and Adopt before or after the ranks were released, but
 // before the next step.
 //

@@ -77,11 +77,9 @@ func (p *Pod) rollback(ctx context.Context, a args, r *Report) error {
 func (p *Pod) files(ctx context.Context, snap *snapshot, jobs []*undo, lost *losses) (err error) {
 	plan := planFiles(snap, jobs, p.round.files, p.back, p.cfg.Files)
 	defer func() { err = errors.Join(err, plan.close()) }()
-	if err := plan.open(); err != nil {
-		return err
-	}
+	plan.open(lost)
 	each(jobs, lost, func(j *undo) error { return j.descriptors(ctx, plan) })
-	if err := plan.reset(ctx); err != nil {
+	if err := plan.reset(ctx, lost); err != nil {
 		return err
 	}
 	each(jobs, lost, func(j *undo) error { return j.epolls(ctx, plan) })

@@ -135,11 +135,12 @@ func (pl *filePlan) splitPipes() {
 	}
 }
 
-// open gets a descriptor of ours for every description that needs one.
-func (pl *filePlan) open() error {
+// open gets a descriptor of ours for every description that needs one. A rank
+// that had one which cannot be had any more is lost.
+func (pl *filePlan) open(lost *losses) {
 	for i := range pl.descs {
 		d := &pl.descs[i]
-		if d.fd >= 0 || d.want.TCP != nil || d.holder.c == nil {
+		if d.fd >= 0 || d.want.TCP != nil || d.holder.c == nil || lost.has(d.holder.c.rank) {
 			continue
 		}
 		var err error
@@ -149,10 +150,14 @@ func (pl *filePlan) open() error {
 			err = pl.create(d)
 		}
 		if err != nil {
-			return fmt.Errorf("rank %d descriptor %d (%s): %w", d.holder.c.rank, d.holder.num, d.want.Kind, err)
+			lost.add(d.holder.c.rank, d.named(err))
 		}
 	}
-	return nil
+}
+
+// named adds the descriptor to an error.
+func (d *planned) named(err error) error {
+	return fmt.Errorf("descriptor %d (%s %s%s): %w", d.holder.num, d.want.Kind, d.want.Path, d.want.External, err)
 }
 
 // close gives our descriptors back.
@@ -269,21 +274,20 @@ func (pl *filePlan) createPipe(p *image.PipeEnd) error {
 }
 
 // reset puts the state of every live description back.
-func (pl *filePlan) reset(ctx context.Context) error {
+func (pl *filePlan) reset(ctx context.Context, lost *losses) error {
 	for i := range pl.descs {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
 		d := &pl.descs[i]
-		if d.fd < 0 {
+		if d.fd < 0 || lost.has(d.holder.c.rank) {
 			continue
 		}
 		if err := pl.resetOne(d); err != nil {
-			return fmt.Errorf("rank %d descriptor %d (%s %s): %w",
-				d.holder.c.rank, d.holder.num, d.want.Kind, d.want.Path, err)
+			lost.add(d.holder.c.rank, d.named(err))
 		}
 	}
-	return pl.endUnix()
+	return nil
 }
 
 func (pl *filePlan) resetOne(d *planned) error {
