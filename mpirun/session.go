@@ -18,9 +18,14 @@ import (
 // errDetached ends a session without ending its job.
 var errDetached = errors.New("detached")
 
-// drainLimit is how long the rest of the output may take to arrive once the
-// job has ended.
-const drainLimit = 30 * time.Second
+// Once the job has ended, its output must come to an end, too.
+const (
+	// silence is how long the stream may bring nothing before it is opened
+	// anew: the lamd at its other end may have died without a word.
+	silence = time.Second
+	// drainLimit is how long nothing at all may come before it is given up.
+	drainLimit = 30 * time.Second
+)
 
 // session stands between one job and the streams of this process.
 type session struct {
@@ -68,17 +73,15 @@ func (s *session) run(ctx context.Context) int {
 	}()
 	s.accompany(session, cancel)
 	read := make(chan error, 1)
-	drain, stopDrain := context.WithCancelCause(session)
-	defer stopDrain(nil)
+	reading, stopReading := context.WithCancelCause(session)
+	defer stopReading(nil)
 	jobEnded := make(chan struct{})
-	go func() { read <- s.read(drain, out, jobEnded) }()
+	go func() { read <- s.read(reading, out, jobEnded) }()
 
 	waitErr := <-waited
 	close(jobEnded)
-	if waitErr == nil {
-		defer time.AfterFunc(drainLimit, func() { stopDrain(errors.New("the rest of the output does not come")) }).Stop()
-	} else {
-		stopDrain(waitErr)
+	if waitErr != nil {
+		stopReading(waitErr)
 	}
 	readErr := <-read
 	if err := finish(); readErr == nil {
@@ -135,7 +138,10 @@ func (s *session) output(pos *positions) (out *replay, finish func() error, err 
 // take it any more, it is read and dropped, so that the job can end.
 func (s *session) read(ctx context.Context, out *replay, jobEnded <-chan struct{}) error {
 	var writing error
+	var flow flow
 	take := func(o podapi.Output) error {
+		flow.begin()
+		defer flow.end()
 		if writing != nil {
 			return nil
 		}
@@ -145,18 +151,83 @@ func (s *session) read(ctx context.Context, out *replay, jobEnded <-chan struct{
 		return nil
 	}
 	for {
-		err := s.client.Output(ctx, s.id, out.cursor, take)
-		if err != nil {
+		attempt, cancel := context.WithCancelCause(ctx)
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			flow.watch(attempt, jobEnded, cancel)
+		}()
+		err := s.client.Output(attempt, s.id, out.cursor, take)
+		cancel(nil)
+		<-done
+		if err != nil && !errors.Is(err, errSilent) {
 			return errors.Join(writing, err)
 		}
 		select {
 		case <-jobEnded:
-			return writing
+			if err == nil {
+				return writing
+			}
 		case <-ctx.Done():
 			return errors.Join(writing, context.Cause(ctx))
 		case <-time.After(endPoll):
 			// The stream ended before the job did, or just before we hear of it:
 			// opened again it brings nothing that was seen.
+		}
+	}
+}
+
+// errSilent ends an attempt to read the output that brings nothing.
+var errSilent = errors.New("the output stream is silent")
+
+// flow watches whether frames come. Time that is spent on printing them does
+// not count. It is safe for concurrent use.
+type flow struct {
+	mu   sync.Mutex
+	busy bool      // a frame is being printed
+	last time.Time // of the last frame, the zero time before the first
+}
+
+func (f *flow) begin() { f.set(true) }
+func (f *flow) end()   { f.set(false) }
+
+func (f *flow) set(busy bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.busy, f.last = busy, time.Now()
+}
+
+// watch cancels an attempt when the job has ended and nothing comes: at first
+// to try once more, in the end for good.
+func (f *flow) watch(ctx context.Context, jobEnded <-chan struct{}, cancel context.CancelCauseFunc) {
+	select {
+	case <-jobEnded:
+	case <-ctx.Done():
+		return
+	}
+	f.mu.Lock()
+	if f.last.IsZero() {
+		f.last = time.Now()
+	}
+	f.mu.Unlock()
+	began := time.Now()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(silence / 4):
+		}
+		f.mu.Lock()
+		busy, quiet := f.busy, time.Since(f.last)
+		f.mu.Unlock()
+		switch {
+		case busy:
+		case quiet > drainLimit:
+			cancel(errors.New("the rest of the output does not come"))
+			return
+		case quiet > silence && time.Since(began) > silence:
+			cancel(errSilent)
+			return
 		}
 	}
 }

@@ -28,6 +28,7 @@ type fakeJob struct {
 	nodes  []control.Node
 	frames []podapi.Output
 	held   bool // the job ends by finish only
+	silent int  // so many output streams bring nothing and do not end
 	ended  control.Ended
 	onVerb func(verb string)
 
@@ -91,7 +92,14 @@ func (f *fakeJob) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func (f *fakeJob) output(w http.ResponseWriter, r *http.Request) {
 	f.mu.Lock()
 	f.froms = append(f.froms, r.URL.Query().Get("from"))
+	silent := len(f.froms) <= f.silent
 	f.mu.Unlock()
+	if silent {
+		w.WriteHeader(http.StatusOK)
+		_ = http.NewResponseController(w).Flush()
+		<-r.Context().Done()
+		return
+	}
 	controltest.Frames(w, f.frames...)
 	if f.held {
 		_ = http.NewResponseController(w).Flush()
@@ -327,6 +335,21 @@ func TestReaderGoneEndsTheJob(t *testing.T) {
 	}
 	if !slices.Equal(f.verbs, []string{"signal 15"}) {
 		t.Errorf("%q", f.verbs)
+	}
+}
+
+// TestSilentStreamIsOpenedAnew: the lamd that sends the output loses its power
+// without a word; the job ends, and its last lines come from another one.
+func TestSilentStreamIsOpenedAnew(t *testing.T) {
+	f := newFakeJob()
+	f.silent = 1
+	f.frames = []podapi.Output{frame(0, 0, "last words\n")}
+	p, stdout, stderr, _ := f.start(t)
+	if code := Main(t.Context(), p, []string{"--stdin", "none", "sh"}); code != 0 || stdout.String() != "last words\n" {
+		t.Errorf("exit code %d, %q, %q", code, stdout.String(), stderr.String())
+	}
+	if len(f.froms) != 2 {
+		t.Errorf("the stream was opened %d times", len(f.froms))
 	}
 }
 
