@@ -431,7 +431,7 @@ func (d *Daemon) leadTerm(ctx context.Context, term uint64) {
 			}
 		}
 	}
-	l.run(ctx, conduct.Config{Pair: stream.Pair, Lease: leaseTTL, LeaseMargin: leaseMargin}, d.sched.State, d.news.after)
+	l.run(ctx, conduct.Config{Pair: stream.Pair, SetDigest: image.SetDigest, Lease: leaseTTL, LeaseMargin: leaseMargin}, d.sched.State, d.news.after)
 	d.mu.Lock()
 	d.leading = nil
 	d.mu.Unlock()

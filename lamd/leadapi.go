@@ -101,7 +101,16 @@ func (a *leaderAPI) lease(ctx context.Context, ask leaseAsk) (leaseGrant, error)
 	if err != nil {
 		return leaseGrant{}, err
 	}
+	l.event(rollCall(ask))
 	return grant(a.state(), ask, l.term, ok), nil
+}
+
+func rollCall(ask leaseAsk) conduct.RollCall {
+	r := conduct.RollCall{Node: scheduler.NodeRef{Node: ask.Node, Boot: ask.Boot}}
+	for _, p := range ask.Pods {
+		r.Pods = append(r.Pods, conduct.PodAt{Job: p.Job, Pod: p.Pod, Built: p.Built})
+	}
+	return r
 }
 
 // grant works out which of the asked leases are renewed: those of pods that
