@@ -59,7 +59,7 @@ func (set *Set) CaptureRecv(ctx context.Context) error {
 var errEnded = errors.New("connection ended meanwhile")
 
 func (set *Set) capture(ctx context.Context, what string, one func(*end) error) error {
-	return each(ctx, len(set.ends), func(i int) error {
+	return each(ctx, len(set.ends), grainQuick, func(i int) error {
 		e := set.ends[i]
 		err := one(e)
 		if errors.Is(err, errEnded) {

@@ -22,13 +22,13 @@ const pollSlice = 50 * time.Millisecond
 // the context's, when a send buffer stays full. It may be called again.
 func (r *Restored) Release(ctx context.Context) error {
 	// All ends first, bytes later: bytes need the other end, which may be ours.
-	err := each(ctx, len(r.sockets), func(i int) error {
+	err := each(ctx, len(r.sockets), grain, func(i int) error {
 		return r.sockets[i].named("release", r.sockets[i].wake())
 	})
 	if err != nil {
 		return err
 	}
-	return each(ctx, len(r.sockets), func(i int) error {
+	return each(ctx, len(r.sockets), grain, func(i int) error {
 		return r.sockets[i].named("refill", r.sockets[i].refill(ctx))
 	})
 }

@@ -82,7 +82,7 @@ func (s *Streams) Restore(ctx context.Context, rec *Record, live *Set, gen uint6
 			}
 		}
 	}
-	err = each(ctx, len(r.sockets), func(i int) error {
+	err = each(ctx, len(r.sockets), grain, func(i int) error {
 		if k := r.sockets[i]; k.want.State != stateListen {
 			return k.named("rebuild", k.build())
 		}
@@ -109,7 +109,7 @@ func (r *Restored) fresh() (n int) {
 // that the record does not know. The sockets drop what still arrives, and stay
 // in repair mode.
 func (set *Set) silence(ctx context.Context, rec *Record) error {
-	return each(ctx, len(set.ends), func(i int) error {
+	return each(ctx, len(set.ends), grain, func(i int) error {
 		e := set.ends[i]
 		if e.tcp.State == stateListen {
 			if want := rec.Find(e.tcp.Cookie); want != nil && want.State == stateListen {

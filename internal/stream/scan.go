@@ -42,6 +42,7 @@ type end struct {
 	gotSend  bool
 	gotRecv  bool
 	over     bool // was connected; both directions ended
+	refused  []Obstacle
 }
 
 // Scan lists the TCP sockets of frozen processes. Other sockets are passed by.
@@ -66,7 +67,20 @@ func (s *Streams) Scan(ctx context.Context, procs []Process) (_ *Set, err error)
 			return nil, fmt.Errorf("stream: scan rank %d: %w", p.Rank, err)
 		}
 	}
-	return set, nil
+	err = each(ctx, len(set.ends), grain, func(i int) error {
+		e := set.ends[i]
+		if err := e.describe(); err != nil {
+			return fmt.Errorf("stream: scan rank %d descriptor %d: %w", e.rank, e.at, err)
+		}
+		return nil
+	})
+	for _, e := range set.ends {
+		for _, o := range e.refused {
+			o.Rank, o.FD, o.Flow = e.rank, e.at, e.flow()
+			set.obstacles = append(set.obstacles, o)
+		}
+	}
+	return set, err
 }
 
 func (set *Set) scanProcess(p Process, inodes map[string]*end) (err error) {
@@ -127,7 +141,7 @@ func closeOnExec(pid, fd int) (bool, error) {
 	return false, fmt.Errorf("fdinfo of %d has no flags", fd)
 }
 
-// open duplicates a socket and describes it, when it is a TCP socket.
+// open duplicates a socket, when it is a TCP socket.
 func (set *Set) open(p Process, pidfd, at int) (*end, error) {
 	sys := set.streams.sys
 	fd, err := sys.PidfdGetfd(pidfd, p.PID, at)
@@ -138,16 +152,16 @@ func (set *Set) open(p Process, pidfd, at int) (*end, error) {
 	proto, err := e.tcpProtocol()
 	if proto != unix.IPPROTO_TCP || err != nil {
 		if proto == unix.IPPROTO_MPTCP {
-			set.refuse(e, "multipath TCP is not supported", false)
+			set.obstacles = append(set.obstacles, Obstacle{Rank: p.Rank, FD: at, Reason: "multipath TCP is not supported"})
 		}
 		return nil, errors.Join(err, sys.Close(fd))
 	}
-	if err := e.describe(); err != nil {
+	if e.tcp.Cookie, err = sys.SockCookie(fd); err != nil {
 		return nil, errors.Join(err, sys.Close(fd))
 	}
 	set.ends = append(set.ends, e)
 	set.byCookie[e.tcp.Cookie] = e
-	return e, set.inspect(e)
+	return e, nil
 }
 
 // tcpProtocol returns the protocol of an internet stream socket, else 0.
@@ -162,9 +176,6 @@ func (e *end) tcpProtocol() (int, error) {
 
 // describe reads what does not need repair mode.
 func (e *end) describe() (err error) {
-	if e.tcp.Cookie, err = e.sys.SockCookie(e.fd); err != nil {
-		return err
-	}
 	if err := e.describeState(); err != nil {
 		return err
 	}
@@ -192,8 +203,10 @@ func (e *end) describe() (err error) {
 	if e.tcp.Options, err = readOptions(e.sys, e.fd, e.tcp.Family, listener); err != nil {
 		return err
 	}
-	e.tcp.Congestion, err = e.sys.SockString(e.fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION)
-	return err
+	if e.tcp.Congestion, err = e.sys.SockString(e.fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION); err != nil {
+		return err
+	}
+	return e.inspect()
 }
 
 func (e *end) address(get func(int) (unix.Sockaddr, error)) (netip.AddrPort, error) {
@@ -236,27 +249,27 @@ func (set *Set) Refusal() error {
 	return &Refusal{Obstacles: set.obstacles}
 }
 
-func (set *Set) refuse(e *end, why string, retry bool) {
-	set.obstacles = append(set.obstacles, Obstacle{Rank: e.rank, FD: e.at, Flow: e.flow(), Reason: why, Retry: retry})
+func (e *end) refuse(why string, retry bool) {
+	e.refused = append(e.refused, Obstacle{Reason: why, Retry: retry})
 }
 
 // inspect looks for what a capture cannot represent.
-func (set *Set) inspect(e *end) error {
+func (e *end) inspect() error {
 	if e.tcp.State == stateSynSent || e.tcp.State == stateSynRecv {
-		set.refuse(e, "connection is being set up", true)
+		e.refuse("connection is being set up", true)
 	}
 	ulp, err := e.sys.SockString(e.fd, unix.IPPROTO_TCP, unix.TCP_ULP)
 	if err != nil && !unknownOption(err) {
 		return err
 	}
 	if ulp != "" {
-		set.refuse(e, "protocol layer "+ulp+" is not supported", false)
+		e.refuse("protocol layer "+ulp+" is not supported", false)
 	}
 	if e.tcp.State == stateListen {
 		return nil
 	}
 	if off, err := e.sys.SockInt(e.fd, unix.SOL_SOCKET, unix.SO_PEEK_OFF); err == nil && off >= 0 {
-		set.refuse(e, "a peek offset is not supported", false)
+		e.refuse("a peek offset is not supported", false)
 	}
 	if e.tcp.State == stateClose {
 		ready, err := e.sys.Poll(e.fd, unix.POLLRDHUP, 0)
@@ -265,7 +278,7 @@ func (set *Set) inspect(e *end) error {
 	}
 	// MSG_OOB fails with EINVAL when no urgent byte is waiting or announced.
 	if _, err := e.sys.Peek(e.fd, make([]byte, 1), unix.MSG_OOB); err == nil {
-		set.refuse(e, "urgent data is not supported", true)
+		e.refuse("urgent data is not supported", true)
 	}
 	return nil
 }
