@@ -3,6 +3,7 @@ package cli
 import (
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -92,6 +93,14 @@ func flagError(cmd *cobra.Command, err error) error {
 			return usage("unknown flag --%s; did you mean --%s? (%s --help lists all)", word, near, cmd.CommandPath())
 		}
 	}
+	// What the standard library says of a number is not for users.
+	if i := strings.Index(text, "strconv."); i >= 0 {
+		text = text[:i] + "not a whole number"
+		if strings.HasSuffix(err.Error(), strconv.ErrRange.Error()) {
+			text += " of this size"
+		}
+	}
+	text = strings.ReplaceAll(text, "time: invalid duration", "not a duration like 30s:")
 	return usage("%s (%s --help lists all)", text, cmd.CommandPath())
 }
 

@@ -7,6 +7,8 @@ import (
 	"os"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/lampause/lampause/internal/paths"
 	"github.com/lampause/lampause/job"
 )
@@ -60,16 +62,14 @@ const (
 // configTimeout bounds the wait for the document on fdConfig.
 const configTimeout = 30 * time.Second
 
-// inherited wraps a descriptor this process was started with.
-func inherited(fd uintptr, name string) (*os.File, error) {
-	f := os.NewFile(fd, name)
-	if f == nil {
+// inherited wraps a pipe this process was started with. Anything else under
+// that number belongs to somebody else, the Go runtime for one.
+func inherited(fd int, name string) (*os.File, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFIFO {
 		return nil, fmt.Errorf("descriptor %d (%s) is missing: this command is started by lam boot, not by hand", fd, name)
 	}
-	if _, err := f.Stat(); err != nil {
-		return nil, fmt.Errorf("descriptor %d (%s) is missing: this command is started by lam boot, not by hand", fd, name)
-	}
-	return f, nil
+	return os.NewFile(uintptr(fd), name), nil
 }
 
 // readConfig reads one JSON document from fdConfig.

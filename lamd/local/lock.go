@@ -58,7 +58,28 @@ func lockFile(path string) (*os.File, error) {
 type locks struct {
 	runtime, state *os.File
 	made           bool   // the runtime directory is ours to remove
+	madeState      bool   // so is the state directory
 	note           string // what was cleaned up, empty for nothing
+}
+
+// undo gives the directories back as they were found.
+func (l *locks) undo(d paths.Dirs) {
+	if l.runtime != nil {
+		unclaim(d, l.made)
+	}
+	if l.state != nil {
+		_ = os.Remove(l.state.Name())
+	}
+	if l.madeState {
+		_ = os.Remove(d.State)
+	}
+	l.close()
+}
+
+// absent reports whether nothing has this name.
+func absent(path string) bool {
+	_, err := os.Lstat(path)
+	return errors.Is(err, fs.ErrNotExist)
 }
 
 func (l *locks) close() {
@@ -76,8 +97,7 @@ func (l *locks) close() {
 // alive there or when the leftovers cannot be judged; with job.ExitPermission
 // when a directory cannot be used.
 func claim(ctx context.Context, d paths.Dirs) (l locks, err error) {
-	_, missing := os.Lstat(d.Runtime)
-	l.made = errors.Is(missing, fs.ErrNotExist)
+	l.made, l.madeState = absent(d.Runtime), absent(d.State)
 	for _, dir := range []string{d.Runtime, d.State} {
 		if err := paths.EnsurePrivate(dir); err != nil {
 			return l, refuse(job.ExitPermission, "cannot use directory: %w", err)
@@ -85,7 +105,7 @@ func claim(ctx context.Context, d paths.Dirs) (l locks, err error) {
 	}
 	defer func() {
 		if err != nil {
-			l.close()
+			l.undo(d)
 			l = locks{}
 		}
 	}()
