@@ -189,6 +189,7 @@ func (p pmiEvents) Fence(seq int) {
 	p.s.meshFrom = time.Now()
 	p.s.mu.Unlock()
 	p.s.events.add(podapi.Event{Kind: evReady})
+	p.s.wantPrepared()
 }
 
 // Final implements pmi.Listener.

@@ -60,6 +60,9 @@ type engine interface {
 	// release lets rolled back or restored ranks go on.
 	release(ctx context.Context) (podapi.PhaseReply, error)
 
+	// prepare makes room for the next copy of memory ahead of a freeze, so that
+	// the stall does not pay for it. The ranks run.
+	prepare(ctx context.Context, ranks []member) error
 	// preflight names what of the ranks cannot be checkpointed; reply:
 	// Obstacles.
 	preflight(ctx context.Context, ranks []member) (podapi.PhaseReply, error)

@@ -128,15 +128,14 @@ func (e *liveEngine) write(ctx context.Context, epoch job.Epoch, extra *side) (p
 }
 
 func (e *liveEngine) commit(ctx context.Context, epoch job.Epoch) error {
-	if err := e.pod.Commit(ctx, epoch); err != nil {
+	return e.pod.Commit(ctx, epoch)
+}
+
+func (e *liveEngine) prepare(ctx context.Context, ranks []member) error {
+	if err := e.setRanks(ranks); err != nil {
 		return err
 	}
-	// Room for the next copy, now that nobody waits for it. Without, the next
-	// stall is longer: no reason to fail.
-	if err := e.pod.Prepare(ctx); err != nil {
-		e.log.Warn().Err(err).Msg("no room for the next copy yet")
-	}
-	return nil
+	return e.pod.Prepare(ctx)
 }
 
 func (e *liveEngine) abandon(ctx context.Context, epoch job.Epoch) error {

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -101,22 +102,59 @@ func (p prober) Unread(_ context.Context, ranks []job.Rank) (bool, error) {
 		return false, err
 	}
 	for _, pid := range p.pids(ranks) {
-		dir := "/proc/" + strconv.Itoa(pid) + "/fd"
-		entries, err := os.ReadDir(dir)
-		if err != nil {
-			return false, err
-		}
-		for _, e := range entries {
-			to, err := os.Readlink(dir + "/" + e.Name())
-			if err != nil {
-				continue // closed meanwhile
-			}
-			if ino, ok := strings.CutPrefix(to, "socket:["); ok && unread[strings.TrimSuffix(ino, "]")] {
-				return true, nil
+		for _, pid := range family(pid) {
+			for _, to := range openFiles(pid) {
+				if ino, ok := strings.CutPrefix(to, "socket:["); ok && unread[strings.TrimSuffix(ino, "]")] {
+					return true, nil
+				}
 			}
 		}
 	}
 	return false, nil
+}
+
+// maxFamily bounds the processes of a rank that are looked at.
+const maxFamily = 1000
+
+// family returns a process and its descendants: the MPI program may be started
+// by a shell. Processes that end meanwhile are left out. Source:
+// proc_pid_task(5), children.
+func family(pid int) []int {
+	out := []int{pid}
+	for i := 0; i < len(out) && len(out) < maxFamily; i++ {
+		tasks, err := filepath.Glob("/proc/" + strconv.Itoa(out[i]) + "/task/*/children")
+		if err != nil { // only for a malformed pattern
+			return out
+		}
+		for _, t := range tasks {
+			b, err := os.ReadFile(t)
+			if err != nil {
+				continue
+			}
+			for _, w := range strings.Fields(string(b)) {
+				if kid, err := strconv.Atoi(w); err == nil {
+					out = append(out, kid)
+				}
+			}
+		}
+	}
+	return out
+}
+
+// openFiles returns what the descriptors of a process refer to.
+func openFiles(pid int) []string {
+	dir := "/proc/" + strconv.Itoa(pid) + "/fd"
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil
+	}
+	var out []string
+	for _, e := range entries {
+		if to, err := os.Readlink(dir + "/" + e.Name()); err == nil { // else closed meanwhile
+			out = append(out, to)
+		}
+	}
+	return out
 }
 
 // unreadSockets returns the inodes of the connections with unread bytes:

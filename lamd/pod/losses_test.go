@@ -136,3 +136,50 @@ func TestLossDuringFinalize(t *testing.T) {
 		wantOK(t, h.waitAll(runLimit), 2)
 	})
 }
+
+// The rank is a shell that runs the MPI program: a tree of processes.
+func TestWrappedRank(t *testing.T) {
+	inCluster(t, func(t *testing.T) {
+		exe := compile(t, "ring")
+		argv := []string{"/bin/sh", "-c", exe + " 300 10000 10 3000; echo wrapped $?"}
+		want := undisturbed(t, 2, 1, argv...)
+		h := newHarness(t, 2, 1, argv...)
+		h.startAll()
+		h.pods[0].waitOutput(0, "step 30 ")
+		h.checkpoint(1)
+		h.pods[0].waitOutput(0, "step 60 ")
+		h.lose(0)
+		h.recover(1, 0)
+		wantOK(t, h.waitAll(runLimit), 2)
+		if got := h.pods[0].output(0, 1); got != want {
+			t.Errorf("output differs:\n%s\nwant\n%s", got, want)
+		}
+	})
+}
+
+// A job that its user suspended stays so through a recovery.
+func TestLossWhileSuspended(t *testing.T) {
+	inCluster(t, func(t *testing.T) {
+		argv := []string{compile(t, "ring"), "300", "10000", "10", "3000"}
+		want := undisturbed(t, 2, 1, argv...)
+		h := newHarness(t, 2, 1, argv...)
+		h.startAll()
+		h.pods[0].waitOutput(0, "step 30 ")
+		h.checkpoint(1)
+		for _, op := range []podapi.Op{podapi.OpSuspend} {
+			if _, err := h.each(h.all(), func(*testPod) podapi.PhaseRequest { return podapi.PhaseRequest{Op: op} }); err != nil {
+				t.Fatal(err)
+			}
+		}
+		h.lose(1)
+		h.recover(0, 1)
+		waitState(t, h.pods[0].status.Ranks[0].PID, "T")
+		if _, err := h.each(h.all(), func(*testPod) podapi.PhaseRequest { return podapi.PhaseRequest{Op: podapi.OpContinue} }); err != nil {
+			t.Fatal(err)
+		}
+		wantOK(t, h.waitAll(runLimit), 2)
+		if got := h.pods[0].output(0, 1); got != want {
+			t.Errorf("output differs:\n%s\nwant\n%s", got, want)
+		}
+	})
+}

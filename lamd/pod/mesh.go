@@ -2,8 +2,6 @@ package pod
 
 import (
 	"fmt"
-	"os"
-	"strconv"
 	"strings"
 	"time"
 
@@ -57,17 +55,13 @@ func (s *supervisor) inMesh(marks []podapi.Mark) error {
 	return nil
 }
 
-// openProc names a file of /proc that a process has open, "" for none.
+// openProc names a file of /proc that a rank has open, "" for none.
 func openProc(pid int) string {
-	dir := "/proc/" + strconv.Itoa(pid) + "/fd"
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return ""
-	}
-	for _, e := range entries {
-		to, err := os.Readlink(dir + "/" + e.Name())
-		if err == nil && strings.HasPrefix(to, "/proc/") {
-			return to
+	for _, pid := range family(pid) {
+		for _, to := range openFiles(pid) {
+			if strings.HasPrefix(to, "/proc/") {
+				return to
+			}
 		}
 	}
 	return ""

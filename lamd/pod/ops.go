@@ -120,7 +120,11 @@ func (s *supervisor) write(ctx context.Context, e job.Epoch) (podapi.PhaseReply,
 	if x == nil || x.Epoch != e {
 		return podapi.PhaseReply{}, fmt.Errorf("nothing is captured of epoch %d", e)
 	}
-	w, err := s.engine.write(ctx, e, x)
+	full, err := s.withTails(x)
+	if err != nil {
+		return podapi.PhaseReply{}, err
+	}
+	w, err := s.engine.write(ctx, e, full)
 	if err != nil {
 		return podapi.PhaseReply{}, err
 	}
@@ -316,5 +320,44 @@ func (s *supervisor) release(ctx context.Context) (podapi.PhaseReply, error) {
 	}
 	err = s.holds.again(ctx)
 	s.goOn()
+	s.wantPrepared()
 	return r, err
+}
+
+// prepareAfter is how long after MPI_Init, a commit or a release the pod makes
+// room for the next copy: the programs allocate what they work on first.
+const prepareAfter = time.Second
+
+// wantPrepared asks keepPrepared for room for the next copy.
+func (s *supervisor) wantPrepared() {
+	select {
+	case s.prepare <- struct{}{}:
+	default: // asked for already
+	}
+}
+
+// keepPrepared makes room for the next copy of memory when asked, while the
+// ranks run and no op is under way.
+func (s *supervisor) keepPrepared(ctx context.Context) error {
+	t := time.NewTimer(time.Hour)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-s.prepare:
+			t.Reset(prepareAfter)
+			continue
+		case <-t.C:
+		}
+		err := s.phases.idle(ctx, func(st phaseState) error {
+			if st.Stage != stRunning || s.ended() {
+				return nil
+			}
+			return s.engine.prepare(ctx, s.members())
+		})
+		if err != nil && ctx.Err() == nil {
+			s.log.Warn().Err(err).Msg("no room for the next copy yet: the next stall is longer")
+		}
+	}
 }

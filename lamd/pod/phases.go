@@ -62,8 +62,8 @@ type refusal struct {
 // Error implements error.
 func (r *refusal) Error() string { return r.reason }
 
-// newPhases returns the state machine of a pod. A void record of an earlier
-// supervisor of the same directory is honoured.
+// newPhases returns the state machine of a pod that is about to be built, for a
+// restore or not.
 func newPhases(h podapi.Header, restore bool, dir string, work podWork, now func() time.Duration, log zerolog.Logger) *phases {
 	p := &phases{
 		work: work, void: filepath.Join(dir, voidFile), now: now, log: log,

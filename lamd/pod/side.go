@@ -23,8 +23,8 @@ type side struct {
 }
 
 // outputState is one output stream at an epoch. Tail are the bytes just before
-// Offset, from the epoch before on, so that a reader who lost them with a node
-// finds them in the rebuilt pod.
+// Offset, so that a reader who lost them with a node finds them in the rebuilt
+// pod: what came since the epoch before, and minTail at least.
 type outputState struct {
 	Rank   job.Rank `json:"rank"`
 	FD     int      `json:"fd"`
@@ -34,9 +34,13 @@ type outputState struct {
 
 const sideVersion = 1
 
-// maxTail bounds the tail of one stream, in bytes: more than that since the
-// last epoch is kept only on the node that has it.
-const maxTail = 4 << 20
+// Bounds of the tail of one stream, in bytes. More than maxTail since the last
+// epoch is kept only on the node that has it; of most programs, minTail is all
+// that they ever write.
+const (
+	minTail = 1 << 20
+	maxTail = 4 << 20
+)
 
 // at returns the offsets of all streams.
 func (s *side) at() map[streamKey]int64 {
@@ -88,20 +92,12 @@ func (s *supervisor) capture(e job.Epoch) (*side, error) {
 		return nil, err
 	}
 	s.mu.Lock()
-	before := map[streamKey]int64{}
-	if s.kept != nil {
-		before = s.kept.at()
-	}
 	for id, r := range s.ranks {
 		x.PIDs[id] = r.inner
 	}
 	s.mu.Unlock()
 	for _, k := range s.out.keys() {
-		_, tail, err := s.out.tail(k, max(before[k], at[k]-maxTail), at[k])
-		if err != nil {
-			return nil, err
-		}
-		x.Outputs = append(x.Outputs, outputState{Rank: k.rank, FD: k.fd, Offset: at[k], Tail: tail})
+		x.Outputs = append(x.Outputs, outputState{Rank: k.rank, FD: k.fd, Offset: at[k]})
 	}
 	if x.PMI, err = s.pmi.Export(); err != nil {
 		return nil, err
@@ -118,6 +114,29 @@ func (s *supervisor) capture(e job.Epoch) (*side, error) {
 	}
 	slices.SortFunc(x.Exits, func(a, b job.Exit) int { return int(a.Rank) - int(b.Rank) })
 	return x, nil
+}
+
+// withTails returns x with the tails of its streams, for the image. The ranks
+// run meanwhile: what precedes the epoch does not change.
+func (s *supervisor) withTails(x *side) (*side, error) {
+	s.mu.Lock()
+	before := map[streamKey]int64{}
+	if s.kept != nil {
+		before = s.kept.at()
+	}
+	s.mu.Unlock()
+	y := *x
+	y.Outputs = slices.Clone(x.Outputs)
+	for i := range y.Outputs {
+		o := &y.Outputs[i]
+		k := streamKey{o.Rank, o.FD}
+		from := max(min(before[k], o.Offset-minTail), o.Offset-maxTail)
+		var err error
+		if _, o.Tail, err = s.out.tail(k, from, o.Offset); err != nil {
+			return nil, err
+		}
+	}
+	return &y, nil
 }
 
 // putBack sets output, input, PMI and exits to an epoch's. rebuilt says that

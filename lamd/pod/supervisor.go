@@ -65,8 +65,9 @@ type supervisor struct {
 	holds  *holds
 	shield shield
 
-	built chan struct{} // closed when pod-init and the ranks were started, or failed to
-	end   context.CancelCauseFunc
+	prepare chan struct{} // asks for room for the next copy
+	built   chan struct{} // closed when pod-init and the ranks were started, or failed to
+	end     context.CancelCauseFunc
 
 	mu       sync.Mutex // guards below
 	header   podapi.Header
@@ -122,7 +123,7 @@ func newSupervisor(dir string, owner visibleID, log zerolog.Logger) (*supervisor
 	}
 	s := &supervisor{
 		dir: dir, spec: spec, owner: owner, net: podNetwork{}, header: spec.Header, book: spec.Book,
-		built: make(chan struct{}), ranks: map[job.Rank]*rank{},
+		built: make(chan struct{}), prepare: make(chan struct{}, 1), ranks: map[job.Rank]*rank{},
 		log: log.With().Str("component", "pod").Uint64("job", uint64(spec.Job)).Int("pod", int(spec.Placement.Pod)).Logger(),
 	}
 	if s.logTo, err = os.OpenFile(filepath.Join(dir, logFile), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600); err != nil {
@@ -210,6 +211,7 @@ func (s *supervisor) run(ctx context.Context, l net.Listener) error {
 	g.Go(func() error { return s.keepLease(ctx) })
 	g.Go(func() error { return s.watchDir(ctx) })
 	g.Go(func() error { return s.keepShield(ctx) })
+	g.Go(func() error { return s.keepPrepared(ctx) })
 	g.Go(func() error { return s.watchInit(ctx) })
 	if s.spec.LinkReady {
 		g.Go(func() error { s.build(ctx, ""); return nil })
