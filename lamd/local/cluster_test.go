@@ -41,9 +41,8 @@ type lab struct {
 	t     *testing.T
 	o     Options
 	links []string
-	ns    map[string]bool // identities of its namespaces
-	pids  map[int]uint64  // its processes, with start times
-	noted uint64          // the latest of those
+	ns    map[string]uint64 // its namespaces, with the latest start of a process seen in them
+	pids  map[int]uint64    // its processes, with start times
 }
 
 func newLab(t *testing.T, nodes, spares int) *lab {
@@ -59,7 +58,7 @@ func newLab(t *testing.T, nodes, spares int) *lab {
 		t.Fatal(err)
 	}
 	l := &lab{
-		t: t, links: linkNames(t), ns: map[string]bool{}, pids: map[int]uint64{},
+		t: t, links: linkNames(t), ns: map[string]uint64{}, pids: map[int]uint64{},
 		o: Options{
 			Dirs:  paths.Dirs{Runtime: filepath.Join(dir, "r"), State: filepath.Join(dir, "s")},
 			Nodes: nodes, Spares: spares, Lamd: exe, Wait: time.Minute,
@@ -110,12 +109,11 @@ func (l *lab) note(c *Cluster) *Cluster {
 			l.t.Fatalf("process %d of the cluster: %v", pid, err)
 		}
 		l.pids[pid] = start
-		l.noted = max(l.noted, start)
 		for _, kind := range []string{"net", "pid", "mnt", "user", "ipc", "uts"} {
 			id, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/%s", pid, kind))
 			mine, _ := os.Readlink("/proc/self/ns/" + kind)
 			if err == nil && id != mine {
-				l.ns[id] = true
+				l.ns[id] = max(l.ns[id], start)
 			}
 		}
 	}
@@ -143,10 +141,11 @@ func (l *lab) nothingLeft() {
 	for _, link := range held {
 		// Numbers of namespaces are used again, by processes that started later.
 		pid, _ := strconv.Atoi(strings.Split(link, "/")[2])
-		if start, err := startTime(pid); err != nil || start > l.noted {
+		start, err := startTime(pid)
+		if err != nil {
 			continue
 		}
-		if id, err := os.Readlink(link); err == nil && l.ns[id] {
+		if id, err := os.Readlink(link); err == nil && start <= l.ns[id] {
 			l.t.Errorf("namespace %s is left, held by %s", id, link)
 		}
 	}
