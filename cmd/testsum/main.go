@@ -6,11 +6,15 @@ package main
 import (
 	"fmt"
 	"os"
+	"os/signal"
+	"syscall"
 
 	"github.com/lampause/lampause/internal/testsum"
 )
 
 func main() {
+	// A run that is broken off is reported, too: the end of the input ends us.
+	signal.Ignore(syscall.SIGTERM, syscall.SIGINT)
 	s := testsum.New(os.Stdout)
 	if err := s.Read(os.Stdin); err != nil {
 		fmt.Fprintln(os.Stderr, err)
