@@ -73,7 +73,7 @@ func notAlive(c *Cluster, from job.NodeID, list []control.Node) string {
 		}
 		state := "unknown"
 		for _, l := range list {
-			if l.Node == n.Node && l.Boot == n.Boot {
+			if l.Node == n.Node && l.Boot >= n.Boot { // its lamd raises it when it was declared dead
 				state = l.State
 			}
 		}
