@@ -88,11 +88,11 @@ func startInit(ctx context.Context, conf initConf, id visibleID, log *os.File) (
 		return nil, errors.Join(fmt.Errorf("pod-init: %w", err), unix.Close(pair[0]))
 	}
 	if err := theirs.Close(); err != nil {
-		return nil, errors.Join(err, c.kill())
+		return nil, errors.Join(err, c.kill(nil))
 	}
 	var first initMessage
 	if _, err := recvPacket(c.sock, &first); err != nil || !first.Ready {
-		return nil, errors.Join(fmt.Errorf("pod-init did not start: %s (see %s)", first.Error, log.Name()), err, c.kill())
+		return nil, errors.Join(fmt.Errorf("pod-init did not start: %s (see %s)", first.Error, log.Name()), err, c.kill(nil))
 	}
 	go c.receive() // ends with pod-init
 	return c, nil
@@ -276,19 +276,24 @@ func (c *initClient) signal(ctx context.Context, sig unix.Signal) error {
 // process of its pid namespace.
 const initGone = 8 * time.Second
 
-// kill ends pod-init and with it every process of the pod, and returns when
-// they are gone. Precondition: no process of the pod is traced by a thread
-// that does not take its exit status.
-func (c *initClient) kill() error {
+// kill ends pod-init and with it every process of the pod; letGo is called in
+// between. It returns when they are gone. The order matters: processes that
+// are traced when they are killed do not run again, and they count as gone
+// when their tracer has let go of them.
+func (c *initClient) kill(letGo func() error) error {
 	if err := c.cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return fmt.Errorf("kill pod-init: %w", err)
+	}
+	var err error
+	if letGo != nil {
+		err = letGo()
 	}
 	t := time.NewTimer(initGone)
 	defer t.Stop()
 	select {
 	case <-c.gone:
-		return nil
+		return err
 	case <-t.C:
-		return fmt.Errorf("pod-init %d does not end", c.cmd.Process.Pid)
+		return errors.Join(fmt.Errorf("pod-init %d does not end", c.cmd.Process.Pid), err)
 	}
 }

@@ -183,3 +183,40 @@ func TestLossWhileSuspended(t *testing.T) {
 		}
 	})
 }
+
+// A pod that is killed while its ranks are frozen ends, and they never run
+// again: its job goes on elsewhere.
+func TestKillWhileFrozen(t *testing.T) {
+	inCluster(t, func(t *testing.T) {
+		h := newHarness(t, 1, 2, compile(t, "ring"), "100000", "1000", "1000")
+		h.startAll()
+		p := h.pods[0]
+		p.waitOutput(0, "step 1000 ")
+		for _, op := range []podapi.Op{podapi.OpFreeze, podapi.OpStop} {
+			h.header.Attempt++
+			for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+				_, err := p.phase(podapi.PhaseRequest{Op: op, Epoch: 1})
+				if err == nil {
+					break
+				}
+				if time.Now().After(deadline) {
+					t.Fatal(err)
+				}
+			}
+			if op == podapi.OpFreeze {
+				waitState(t, p.status.Ranks[0].PID, "t")
+			}
+		}
+		if err := p.raw(t.Context(), http.MethodPost, podapi.PathKill, nil, nil); err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range p.status.Ranks {
+			if runs(r.PID) {
+				t.Errorf("rank %d still runs", r.Rank)
+			}
+		}
+		if runs(p.status.InitPID) {
+			t.Error("pod-init still runs")
+		}
+	})
+}

@@ -237,10 +237,7 @@ func (s *supervisor) endPod() error {
 	if err := s.net.down(); err != nil {
 		s.log.Warn().Err(err).Msg("link not taken down")
 	}
-	// Frozen copies are traced: the end of the pid namespace waits for their
-	// tracer, so that it must let go first, and again after a kill.
-	err := s.engine.close()
-	return errors.Join(err, init.kill())
+	return init.kill(s.engine.close)
 }
 
 // watchDir ends the pod when its directory is gone: nobody can find it again.
