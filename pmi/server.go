@@ -71,6 +71,8 @@ type Server struct {
 
 	conns map[job.Rank]*conn // the map does not change after New; its conns are guarded
 
+	waits chan struct{} // a rank waits in a barrier: time matters
+
 	mu        sync.Mutex // guards all below
 	resumed   *sync.Cond // signalled when paused falls, and when closed rises
 	state     State
@@ -87,7 +89,7 @@ type Server struct {
 // New returns a server whose ranks have not spoken. Attach gives each its
 // descriptor; Run serves them.
 func New(cfg Config) (*Server, error) {
-	s := &Server{cfg: cfg, start: time.Now(), conns: map[job.Rank]*conn{}}
+	s := &Server{cfg: cfg, start: time.Now(), conns: map[job.Rank]*conn{}, waits: make(chan struct{}, 1)}
 	s.state = NewState(cfg.KVSName, cfg.Mapping, cfg.Size, cfg.Local)
 	s.resumed = sync.NewCond(&s.mu)
 	s.fences, s.endFences = context.WithCancel(context.Background()) // ends with Run, or with Import
@@ -144,20 +146,26 @@ func (s *Server) Run(ctx context.Context) error {
 	return err
 }
 
-// tick lets time pass for the core.
+// tick lets time pass for the core while a rank waits in a barrier. Otherwise
+// it sleeps: the cores are the ranks'.
 func (s *Server) tick(ctx context.Context) error {
-	t := time.NewTicker(tickEvery)
+	t := time.NewTimer(time.Hour)
 	defer t.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
+		case <-s.waits:
 		case <-t.C:
-			s.mu.Lock()
-			if !s.paused && !s.closed {
-				s.step(OnTick{Now: s.now()})
-			}
-			s.mu.Unlock()
+		}
+		s.mu.Lock()
+		waiting := len(s.state.waiting()) > 0
+		if waiting && !s.paused && !s.closed {
+			s.step(OnTick{Now: s.now()})
+		}
+		s.mu.Unlock()
+		if waiting {
+			t.Reset(tickEvery)
 		}
 	}
 }
@@ -219,6 +227,12 @@ func (s *Server) consume(c *conn) {
 func (s *Server) step(e Event) {
 	next, actions := Step(s.state, e)
 	s.state = next
+	if _, tick := e.(OnTick); !tick && len(next.waiting()) > 0 {
+		select {
+		case s.waits <- struct{}{}:
+		default: // tick is awake
+		}
+	}
 	for _, a := range actions {
 		switch a := a.(type) {
 		case DoReply:

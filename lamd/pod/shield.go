@@ -38,7 +38,7 @@ import (
 const (
 	shieldRST  = "lam_rst"
 	shieldFIN  = "lam_fin"
-	shieldLook = 200 * time.Millisecond
+	shieldLook = 500 * time.Millisecond
 )
 
 // shieldState is what is in force.
