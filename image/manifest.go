@@ -67,6 +67,7 @@ const (
 	ObjectMemfd   ObjectKind = "memfd"
 	ObjectDeleted ObjectKind = "deleted" // file without a name: made, opened, unlinked
 	ObjectShm     ObjectKind = "shm"     // file of the pod's private /dev/shm
+	ObjectMapped  ObjectKind = "file"    // regular file that is mapped shared and writable
 	ObjectSysV    ObjectKind = "sysv"
 )
 

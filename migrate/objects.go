@@ -61,6 +61,8 @@ func (b *builder) makeObject(o *image.Object) (*os.File, error) {
 			return nil, errors.Join(err, f.Close())
 		}
 		return f, nil
+	case image.ObjectMapped:
+		return os.OpenFile(filepath.Join(b.root, o.Name), os.O_RDWR|os.O_CREATE, os.FileMode(o.Mode).Perm())
 	}
 	return nil, fmt.Errorf("%w: kind of object %q is not supported", image.ErrMismatch, o.Kind)
 }
@@ -78,10 +80,14 @@ func (b *builder) fillObject(ctx context.Context, f *os.File, id int, o *image.O
 	if err != nil {
 		return err
 	}
-	if err := f.Truncate(0); err != nil {
+	if o.Kind == image.ObjectMapped && b.cfg.Files == FilesSeek {
+		return nil
+	}
+	// A file that others may have is never empty in between.
+	if err := f.Truncate(o.Size); err != nil {
 		return err
 	}
-	if err := f.Truncate(o.Size); err != nil {
+	if err := punchGaps(f, pages, o.Size); err != nil {
 		return err
 	}
 	err = pages.Each(ctx, b.cfg.Workers, func(r image.Run, data []byte) error {
@@ -125,4 +131,29 @@ func (b *builder) receiveObjects(ctx context.Context, p *process, s Seed, batch 
 		out[id] = uint64(got[i]) //nolint:gosec // a descriptor
 	}
 	return out, nil
+}
+
+// punchGaps makes holes where the image has no data.
+func punchGaps(f *os.File, pages *image.PageReader, size int64) error {
+	const how = unix.FALLOC_FL_PUNCH_HOLE | unix.FALLOC_FL_KEEP_SIZE
+	at := int64(0)
+	hole := func(end int64) error {
+		if end <= at {
+			return nil
+		}
+		if err := unix.Fallocate(int(f.Fd()), how, at, end-at); err != nil {
+			return fmt.Errorf("punch hole: %w", err)
+		}
+		return nil
+	}
+	for _, r := range pages.Overlapping(0, 1<<62) {
+		if r.Zero {
+			continue
+		}
+		if err := hole(int64(r.Addr)); err != nil { //nolint:gosec // offsets in a file
+			return err
+		}
+		at = int64(r.End()) //nolint:gosec // as above
+	}
+	return hole(size)
 }

@@ -86,10 +86,14 @@ func (p *Pod) captureObjects(ctx context.Context, snap *snapshot, t *fileTable, 
 		for i := range c.image.Maps {
 			v := &c.image.Maps[i]
 			shm := v.Kind == image.MapSharedFile && shmPath(v.File.Path)
-			if v.Kind != image.MapObject && !shm {
+			file := v.Kind == image.MapSharedFile && !shm && v.Prot&unix.PROT_WRITE != 0 && p.cfg.Files != "seek" && p.cfg.Files != "verify"
+			if v.Kind != image.MapObject && !shm && !file {
 				continue
 			}
 			obj := image.Object{Kind: mapObjectKind(v, shm), Name: v.File.Path, Mode: 0o600, Size: int64(v.Offset + v.End - v.Start)}
+			if file {
+				obj.Kind, obj.Size = image.ObjectMapped, 0 // the file tells its size
+			}
 			if obj.Kind == image.ObjectMemfd {
 				obj.Name = strings.TrimPrefix(obj.Name, "/memfd:")
 			}
@@ -150,7 +154,11 @@ func openObject(g *group, snap *snapshot, t *fileTable, id int) (*objectAccess, 
 		if err := unix.Fstat(a.fd, &st); err != nil {
 			return nil, err
 		}
+		o.measure(&st)
 		return a, nil
+	}
+	if o.Kind == image.ObjectMapped {
+		return openFileObject(snap, o, id)
 	}
 	for _, c := range snap.procs {
 		q := g.procs[c.pid]
@@ -170,6 +178,39 @@ func openObject(g *group, snap *snapshot, t *fileTable, id int) (*objectAccess, 
 		return nil, errors.New("nobody has it open or mapped")
 	}
 	return a, nil
+}
+
+// measure takes size and mode of a mapped file when it is being captured.
+func (o *object) measure(st *unix.Stat_t) {
+	if o.Kind == image.ObjectMapped && o.pages == nil {
+		o.Size, o.Mode = st.Size, st.Mode&0o7777
+	}
+}
+
+// openFileObject opens a mapped file by its path, as a process that has it
+// mapped sees it: pages that nobody holds in memory are on the disk only.
+func openFileObject(snap *snapshot, o *object, id int) (*objectAccess, error) {
+	for _, c := range snap.procs {
+		for _, v := range c.image.Maps {
+			if v.Object != id {
+				continue
+			}
+			fd, err := unix.Open("/proc/"+strconv.Itoa(c.pid)+"/root"+o.Name, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
+			if err != nil {
+				return nil, fmt.Errorf("open: %w", err)
+			}
+			var st unix.Stat_t
+			if err = unix.Fstat(fd, &st); err == nil && (fileKey{st.Dev, st.Ino}) != o.key {
+				err = errors.New("another file has its path now")
+			}
+			if err != nil {
+				return nil, errors.Join(err, unix.Close(fd))
+			}
+			o.measure(&st)
+			return &objectAccess{fd: fd}, nil
+		}
+	}
+	return nil, errors.New("nobody has it mapped")
 }
 
 // captureObject copies the contents.
