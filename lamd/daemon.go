@@ -426,7 +426,8 @@ func (d *Daemon) leadTerm(ctx context.Context, term uint64) {
 	d.mu.Unlock()
 	for _, m := range d.members.Members() { // what was said before this term
 		if m.State != membership.Alive {
-			if ev := memberEvent(membership.Event{Kind: m.State, Node: m.Node, Boot: m.Boot, Source: membership.SourceGossip}); ev != nil {
+			e := membership.Event{Kind: m.State, Node: m.Node, Boot: m.Boot, Source: m.Source, Doubt: time.Since(m.Accused)}
+			if ev := memberEvent(e); ev != nil {
 				l.event(ev)
 			}
 		}

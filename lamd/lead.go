@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -25,6 +26,8 @@ type lead struct {
 	actor *actor
 	log   zerolog.Logger
 	drop  func(conduct.Drop)
+
+	clock atomic.Int64 // newest reading, ns
 
 	wake chan struct{} // capacity 1: the queue is not empty, or the lead ends
 
@@ -62,12 +65,15 @@ func (l *lead) event(ev conduct.Event) bool {
 	return l.post(func(c *conduct.Leader) []conduct.Action { return c.Step(l.now(), ev) })
 }
 
-// now is the core's clock: time since boot, sleep included.
+// now is the core's clock: time since boot, sleep included. A clock that cannot
+// be read (Linux has it since 2.6.39) stands still: nothing expires early.
 func (l *lead) now() time.Duration {
 	ns, err := bootTime()
-	if err != nil { // the clock exists since Linux 2.6.39
-		panic(fmt.Sprintf("lamd: %v", err))
+	if err != nil {
+		l.log.Error().Err(err).Msg("no clock")
+		return time.Duration(l.clock.Load())
 	}
+	l.clock.Store(ns)
 	return time.Duration(ns)
 }
 

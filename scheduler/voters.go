@@ -41,10 +41,11 @@ func wantVoters(alive int) int {
 }
 
 // NextChange returns what should be done next about the voters, nil when
-// nothing should. A dead voter is removed when somebody can replace it, and
-// before that somebody is added: so no step needs more living voters for a
-// majority than the one before. Without a replacement it is kept, for it may
-// return.
+// nothing should. A dead voter is removed when somebody can replace it, or
+// when there are more voters than so many nodes want: three living voters of
+// five bear no further loss, three of three do. No step needs more living
+// voters for a majority than the one before. Otherwise a dead voter is kept,
+// for it may return.
 func NextChange(s *State, voters []Peer) *Change {
 	alive := s.AliveNodes()
 	var candidates []Node
@@ -60,7 +61,7 @@ func NextChange(s *State, voters []Peer) *Change {
 	want := wantVoters(len(alive))
 	for _, v := range voters {
 		n, known := s.Nodes[v.ID]
-		if known && n.State == Left && len(voters) > 1 || known && n.State == Dead && len(candidates) > 0 {
+		if known && n.State == Left && len(voters) > 1 || known && n.State == Dead && (len(candidates) > 0 || len(voters) > max(3, want)) {
 			return &Change{Remove: v.ID}
 		}
 	}
