@@ -434,6 +434,8 @@ func TestNextChange(t *testing.T) {
 		{"then the replacement", state("n1", "n2", "n3-", "n4"), peers("n1", "n2"), "+n4"},
 		{"one of two", state("n1", "n2"), peers("n1"), ""},
 		{"a third node came", state("n1", "n2", "n3"), peers("n1"), "+n2"},
+		{"three alive of five", state("n1", "n2-", "n3-", "n4", "n5"), peers("n1", "n2", "n3", "n4", "n5"), "-n2"},
+		{"and on to three", state("n1", "n2-", "n3-", "n4", "n5"), peers("n1", "n3", "n4", "n5"), "-n3"},
 		{"moved", state("n1"), []Peer{{ID: "n1", Addr: "b"}}, "+n1"},
 	} {
 		got := ""
