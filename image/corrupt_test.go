@@ -85,8 +85,10 @@ func foreignFiles(t *testing.T, o Options) map[string][][]byte {
 	t.Helper()
 	out := map[string][][]byte{}
 	for i, id := range []Identity{
-		{Job: 8, Pod: 2, Epoch: 3, Incarnation: 1}, {Job: 7, Pod: 1, Epoch: 3, Incarnation: 1},
-		{Job: 7, Pod: 2, Epoch: 4, Incarnation: 1}, {Job: 7, Pod: 2, Epoch: 3, Incarnation: 2},
+		{Job: 8, Pod: 2, Epoch: 3, Incarnation: 1},
+		{Job: 7, Pod: 1, Epoch: 3, Incarnation: 1},
+		{Job: 7, Pod: 2, Epoch: 4, Incarnation: 1},
+		{Job: 7, Pod: 2, Epoch: 3, Incarnation: 2},
 		testID,
 	} {
 		s, err := OpenStore(t.TempDir())

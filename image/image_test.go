@@ -44,9 +44,11 @@ func testManifest() *Manifest {
 		Node:  "n1",
 		Ranks: map[job.Rank]int{0: 1000, 1: 1001},
 		Processes: []Process{
-			{PID: 1000, Threads: []Thread{thread(1000), thread(1002)}, MM: MM{Auxv: []byte{1, 2}},
+			{
+				PID: 1000, Threads: []Thread{thread(1000), thread(1002)}, MM: MM{Auxv: []byte{1, 2}},
 				Maps: []Mapping{{Start: testBase, End: testBase + 64*pageSize, Kind: MapAnon}},
-				FDs:  []FD{{Num: 0, Desc: 1}, {Num: 3, Desc: 2}}},
+				FDs:  []FD{{Num: 0, Desc: 1}, {Num: 3, Desc: 2}},
+			},
 			{PID: 1001, PPID: 1000, Threads: []Thread{thread(1001)}},
 		},
 		Descriptions: []Description{

@@ -11,8 +11,15 @@ func TestParseID(t *testing.T) {
 		want ID
 		ok   bool
 	}{
-		{"1", 1, true}, {"42", 42, true}, {"18446744073709551615", 1<<64 - 1, true},
-		{"0", 0, false}, {"", 0, false}, {"-1", 0, false}, {"1x", 0, false}, {"../1", 0, false}, {"18446744073709551616", 0, false},
+		{"1", 1, true},
+		{"42", 42, true},
+		{"18446744073709551615", 1<<64 - 1, true},
+		{"0", 0, false},
+		{"", 0, false},
+		{"-1", 0, false},
+		{"1x", 0, false},
+		{"../1", 0, false},
+		{"18446744073709551616", 0, false},
 	} {
 		got, err := ParseID(c.in)
 		if (err == nil) != c.ok || got != c.want {

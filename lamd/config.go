@@ -71,19 +71,6 @@ func (c *Config) Validate() error {
 	return nil
 }
 
-// voters returns how many of n nodes vote: five when there are five, else
-// three, else all (docs/ARCHITECTURE.md, Agreement).
-func voters(n int) int {
-	switch {
-	case n >= 5:
-		return 5
-	case n >= 3:
-		return 3
-	default:
-		return n
-	}
-}
-
 func (c *Config) podsDir() string   { return filepath.Join(c.RuntimeDir, "pods") }
 func (c *Config) imagesDir() string { return filepath.Join(c.StateDir, "jobs") }
 func (c *Config) raftDir() string   { return filepath.Join(c.StateDir, "raft") }

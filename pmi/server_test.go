@@ -101,8 +101,10 @@ func (c client) want(want string) {
 	}
 }
 
-const hello = "cmd=init pmi_version=1 pmi_subversion=1"
-const helloBack = "cmd=response_to_init pmi_version=1 pmi_subversion=1 rc=0"
+const (
+	hello     = "cmd=init pmi_version=1 pmi_subversion=1"
+	helloBack = "cmd=response_to_init pmi_version=1 pmi_subversion=1 rc=0"
+)
 
 func TestServer(t *testing.T) {
 	s, _, ev, dial := serve(t, 0, 1)

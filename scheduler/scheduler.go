@@ -64,8 +64,11 @@ func (c *Config) defaults() {
 		v *time.Duration
 		d time.Duration
 	}{
-		{&c.Heartbeat, 1200 * time.Millisecond}, {&c.Election, 1200 * time.Millisecond}, {&c.Lease, time.Second},
-		{&c.ApplyTimeout, 5 * time.Second}, {&c.VoterInterval, time.Second},
+		{&c.Heartbeat, 1200 * time.Millisecond},
+		{&c.Election, 1200 * time.Millisecond},
+		{&c.Lease, time.Second},
+		{&c.ApplyTimeout, 5 * time.Second},
+		{&c.VoterInterval, time.Second},
 	} {
 		if *d.v == 0 {
 			*d.v = d.d

@@ -101,7 +101,6 @@ type cluster struct {
 	t    *testing.T
 	u    user
 	dir  string
-	ctl  *control.Client
 	env  []string
 	bins string
 }

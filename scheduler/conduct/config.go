@@ -58,15 +58,24 @@ func (c Config) withDefaults() Config {
 		v *time.Duration
 		d time.Duration
 	}{
-		{&c.Lease, 2 * time.Second}, {&c.LeaseMargin, 500 * time.Millisecond},
-		{&c.Silence, 10 * time.Second}, {&c.Absence, 3 * time.Second}, {&c.Settle, 100 * time.Millisecond},
-		{&c.CrashHold, 250 * time.Millisecond}, {&c.CrashMax, 6 * time.Second},
+		{&c.Lease, 2 * time.Second},
+		{&c.LeaseMargin, 500 * time.Millisecond},
+		{&c.Silence, 10 * time.Second},
+		{&c.Absence, 3 * time.Second},
+		{&c.Settle, 100 * time.Millisecond},
+		{&c.CrashHold, 250 * time.Millisecond},
+		{&c.CrashMax, 6 * time.Second},
 		{&c.Retry, 100 * time.Millisecond},
-		{&c.StartMax, 30 * time.Second}, {&c.FreezeMax, 5 * time.Second},
-		{&c.WriteMax, 10 * time.Minute}, {&c.CopyMax, 10 * time.Minute},
-		{&c.RestoreMax, time.Minute}, {&c.ProposeMax, 10 * time.Second},
-		{&c.KillMax, 15 * time.Second}, {&c.SealMax, 10 * time.Second},
-		{&c.RoundRetry, 500 * time.Millisecond}, {&c.RoundRetryMax, 30 * time.Second},
+		{&c.StartMax, 30 * time.Second},
+		{&c.FreezeMax, 5 * time.Second},
+		{&c.WriteMax, 10 * time.Minute},
+		{&c.CopyMax, 10 * time.Minute},
+		{&c.RestoreMax, time.Minute},
+		{&c.ProposeMax, 10 * time.Second},
+		{&c.KillMax, 15 * time.Second},
+		{&c.SealMax, 10 * time.Second},
+		{&c.RoundRetry, 500 * time.Millisecond},
+		{&c.RoundRetryMax, 30 * time.Second},
 	} {
 		if *d.v == 0 {
 			*d.v = d.d
