@@ -59,9 +59,21 @@ func BenchmarkCycle(b *testing.B) {
 		if err := pod.Prepare(testCtx(b)); err != nil {
 			b.Fatal(err)
 		}
+		ctx := testCtx(b)
 		begin := time.Now()
-		if _, err := capture(testCtx(b), pod, e); err != nil {
-			b.Fatal(err)
+		for _, s := range []func() (*Report, error){
+			func() (*Report, error) { return pod.Freeze(ctx, e) },
+			func() (*Report, error) { return pod.CaptureSend(ctx, e) },
+			func() (*Report, error) { return pod.CaptureRecv(ctx, e) },
+			func() (*Report, error) { return pod.Resume(ctx, e, nil) },
+		} {
+			r, err := s()
+			if err != nil {
+				b.Fatal(err)
+			}
+			for _, k := range []string{"stop", "maps", "scan", "state", "copy", "buffer", "freeze", "capture-send"} {
+				sum["stall-"+k] += r.TimesMS[k]
+			}
 		}
 		sum["stall"] += ms(time.Since(begin))
 		begin = time.Now()

@@ -53,7 +53,7 @@ func (o *obstacles) err() error {
 // captureMaps describes the mappings of p and says which ranges are private
 // memory. It finds mappings that cannot be captured.
 func captureMaps(p *process, c *captured, obs *obstacles) (private []kernel.Range, maps []proc.Map, err error) {
-	if maps, err = p.frozen.SMaps(); err != nil {
+	if maps, err = p.maps(); err != nil {
 		return nil, nil, err
 	}
 	c.image.Maps, c.forced = make([]image.Mapping, 0, len(maps)), nil
@@ -73,6 +73,42 @@ func captureMaps(p *process, c *captured, obs *obstacles) (private []kernel.Rang
 		}
 	}
 	return private, maps, nil
+}
+
+// mapKey recognises a mapping from one checkpoint to the next.
+type mapKey struct {
+	start, ino uint64
+	path       string
+	shared     bool
+}
+
+// maps reads the mappings with their VmFlags. Those walk the page tables, some
+// milliseconds per GB, and rarely change: they are asked for only when there is
+// a mapping that was not there before. Later madvise(2) calls on a known
+// mapping go unnoticed.
+func (q *process) maps() ([]proc.Map, error) {
+	list, err := q.frozen.Maps()
+	if err != nil {
+		return nil, err
+	}
+	known := true
+	for i := range list {
+		m := &list[i]
+		if m.Flags, known = q.flags[mapKey{m.Start, m.Ino, m.Path, m.Shared}]; !known {
+			break
+		}
+	}
+	if known {
+		return list, nil
+	}
+	if list, err = q.frozen.SMaps(); err != nil {
+		return nil, err
+	}
+	q.flags = make(map[mapKey][]string, len(list))
+	for _, m := range list {
+		q.flags[mapKey{m.Start, m.Ino, m.Path, m.Shared}] = m.Flags
+	}
+	return list, nil
 }
 
 // isPrivate reports whether the pages of v are the process' own.

@@ -111,6 +111,43 @@ func TestCheckpointFaults(t *testing.T) {
 	}
 }
 
+// TestSignalFaults makes every call fail once while a program raises signals
+// all the time: none may be lost, and none come twice.
+func TestSignalFaults(t *testing.T) {
+	p := start(t, build(t, "raise"))
+	f := &fault{}
+	pod, _ := newPod(t, kernel.New(f.hook), p)
+	e := job.Epoch(0)
+	for n := 1; ; n++ {
+		hit := ""
+		for range 4 { // the stop may hit the signal or not
+			e++
+			ctx := testCtx(t)
+			f.arm(n)
+			_, err := capture(ctx, pod, e)
+			if h := f.arm(0); h != "" {
+				hit = h
+			} else if err != nil {
+				t.Fatalf("undisturbed round: %v", err)
+			}
+			if err := pod.Abandon(ctx, e); err != nil {
+				t.Fatalf("call %d (%s): abandon: %v", n, hit, err)
+			}
+			time.Sleep(time.Millisecond)
+			if st, serr := proc.ReadStatus(p.pid()); serr != nil || st.State == 'Z' {
+				b, _ := os.ReadFile(p.cmd.Stderr.(*os.File).Name())
+				t.Fatalf("call %d (%s), %v: %s", n, hit, err, b)
+			}
+		}
+		if hit == "" {
+			t.Logf("%d calls", n)
+			break
+		}
+	}
+	_ = unix.Kill(p.pid(), unix.SIGTERM)
+	p.wait()
+}
+
 // TestRollbackFaults makes calls of a rollback fail. Afterwards the program is
 // either whole, and ends as it should, or reported as lost and still frozen.
 func TestRollbackFaults(t *testing.T) {

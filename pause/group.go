@@ -24,6 +24,7 @@ type process struct {
 	tracer  *proc.Tracer
 	frozen  *proc.Frozen // nil while it runs
 	tracker tracker
+	flags   map[mapKey][]string // VmFlags that were read before
 }
 
 // group holds the processes of a pod and their tracers. Its methods are called

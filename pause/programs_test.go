@@ -30,13 +30,13 @@ h = [hashlib.sha256() for _ in range(3)]
 data = open("in", "rb").read()
 def work(k):
     for i in range(0, len(data), 65536):
-        h[k].update(data[i:i+65536] * 2)
+        h[k].update(data[i:i+65536] * 12)
 t = [threading.Thread(target=work, args=(k,)) for k in range(3)]
 [x.start() for x in t]; [x.join() for x in t]
-d = {i: str(i) * 10 for i in range(300000)}
+d = {i: str(i) * 10 for i in range(1500000)}
 open("out", "w").write(" ".join(x.hexdigest() for x in h) + str(sum(len(v) for v in d.values())))
 '`},
-		{"perl", "perl", `exec perl -e 'for($i=0;$i<12000000;$i++){$s=($s*31+$i)%4294967291} open O,">out"; print O "$s\n"'`},
+		{"perl", "perl", `exec perl -e 'for($i=0;$i<25000000;$i++){$s=($s*31+$i)%4294967291} open O,">out"; print O "$s\n"'`},
 		{"sqlite", "sqlite3", `exec sqlite3 :memory: "create table t(a,b); with recursive c(x) as (select 1 union all select x+1 from c where x<1500000) insert into t select x, x*x%1009 from c; create index i on t(b); select sum(a),count(distinct b) from t;" > out`},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 
 	"golang.org/x/sys/unix"
@@ -60,6 +61,9 @@ func (q *process) track(ctx context.Context, maps []proc.Map) {
 		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EBUSY) {
 			err = nil // not tracked, hence always taken for written
 		}
+		if key := (mapKey{m.Start, m.Ino, m.Path, m.Shared}); err == nil {
+			q.flags[key] = append(slices.Clone(m.Flags), "uw")
+		}
 	}
 	if err == nil {
 		return
@@ -82,7 +86,7 @@ func (q *process) openTracker(ctx context.Context) error {
 	b := q.frozen.Batch(q.frozen.Leader())
 	open := b.Call(unix.SYS_USERFAULTFD, unix.O_CLOEXEC|unix.O_NONBLOCK|kernel.UffdUserModeOnly)
 	if err := b.Run(ctx); err != nil {
-		return err
+		return errors.Join(err, twice(func() error { return q.sweep(ctx) }))
 	}
 	pidfd, err := sys.PidfdOpen(q.pid)
 	fd := -1
@@ -91,7 +95,10 @@ func (q *process) openTracker(ctx context.Context) error {
 		_ = unix.Close(pidfd) // a pidfd has nothing to lose
 	}
 	b.Call(unix.SYS_CLOSE, uint64(open.Ret))
-	cerr := twice(func() error { return b.Run(ctx) })
+	cerr := b.Run(ctx)
+	if cerr != nil {
+		cerr = errors.Join(cerr, twice(func() error { return q.sweep(ctx) }))
+	}
 	if err == nil && cerr == nil {
 		err = sys.UffdInit(fd, q.pid)
 	}
@@ -103,6 +110,23 @@ func (q *process) openTracker(ctx context.Context) error {
 	}
 	t.fd = fd
 	return nil
+}
+
+// sweep closes userfaultfds in the process, after a failure that leaves open
+// how far it came. The program has none of its own: it would have been refused.
+func (q *process) sweep(ctx context.Context) error {
+	fds, err := proc.FDs(q.pid)
+	if err != nil {
+		return err
+	}
+	b := q.frozen.Batch(q.frozen.Leader())
+	for _, fd := range fds {
+		link, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/%d", q.pid, fd))
+		if err == nil && link == "anon_inode:[userfaultfd]" {
+			b.Call(unix.SYS_CLOSE, uint64(fd))
+		}
+	}
+	return b.Run(ctx)
 }
 
 func twice(fn func() error) error {
@@ -120,6 +144,7 @@ func (q *process) closeTracker() {
 		_ = unix.Close(t.fd) // the kernel forgets its marks
 	}
 	*t = tracker{fd: -1, seq: t.seq + 1, off: t.off}
+	q.flags = nil
 }
 
 // scan finds the present and the written pages of the private mappings. With

@@ -23,6 +23,7 @@ func BenchmarkBatch(b *testing.B) {
 	}
 	_ = f.Thaw(ctx)
 }
+
 func BenchmarkFreezeThaw(b *testing.B) {
 	p := start(b, build(b, "count"))
 	tr := newTracer(b, nil)

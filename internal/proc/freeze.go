@@ -208,7 +208,7 @@ func (f *Frozen) firstStop(th *Thread, deadline time.Time) error {
 			f.GroupStop = sig
 		}
 	} else if event == 0 {
-		th.Signal = ws.StopSignal()
+		th.Signal, th.atSignal = ws.StopSignal(), true
 	}
 	return f.readThread(th)
 }

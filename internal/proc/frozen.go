@@ -29,6 +29,7 @@ type Thread struct {
 	SigInfo []byte
 
 	running  bool // not known to be stopped: wait before anything else
+	atSignal bool // the stop is a signal-delivery-stop, from which detaching delivers
 	sigstop  bool // a SIGSTOP that arrived during an injection is owed
 	foreign  bool // the kernel has registers or a mask of ours: restore before anything else
 	dirty    bool // Regs or SigMask differ from what the kernel has
@@ -254,11 +255,18 @@ func (f *Frozen) release(th *Thread) error {
 		f.reap(th, time.Now().Add(waitLimit))
 		return err
 	}
-	if th.Signal != 0 {
+	deliver := th.Signal
+	switch {
+	case th.Signal != 0 && th.atSignal:
 		// The stop may be a SIGTRAP of ours: give the signal its own siginfo.
 		err = errors.Join(err, twice(func() error { return f.sys.SetSigInfo(th.TID, th.SigInfo) }))
+	case th.Signal != 0:
+		// An injection was cut off at a stop of another kind. The signal is not
+		// lost, but comes from us.
+		deliver = 0
+		err = errors.Join(err, unix.Tgkill(f.PID, th.TID, th.Signal))
 	}
-	e := twice(func() error { return f.sys.Detach(th.TID, th.Signal) })
+	e := twice(func() error { return f.sys.Detach(th.TID, deliver) })
 	if errors.Is(e, kernel.ErrGone) {
 		f.reap(th, time.Now().Add(waitLimit))
 		return e

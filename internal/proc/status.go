@@ -207,8 +207,16 @@ func ParseStat(text []byte) (*Stat, error) {
 	for _, p := range []struct {
 		field int
 		dst   *int
-	}{{4, &s.PPid}, {5, &s.PGrp}, {6, &s.Session}, {7, &s.TTY}, {19, &s.Nice},
-		{40, &s.RTPriority}, {41, &s.Policy}, {52, &s.ExitCode}} {
+	}{
+		{4, &s.PPid},
+		{5, &s.PGrp},
+		{6, &s.Session},
+		{7, &s.TTY},
+		{19, &s.Nice},
+		{40, &s.RTPriority},
+		{41, &s.Policy},
+		{52, &s.ExitCode},
+	} {
 		n, err := strconv.Atoi(f[p.field-3])
 		if err != nil {
 			return nil, fmt.Errorf("field %d: %w", p.field, err)
@@ -218,9 +226,19 @@ func ParseStat(text []byte) (*Stat, error) {
 	for _, p := range []struct {
 		field int
 		dst   *uint64
-	}{{22, &s.StartTicks}, {26, &s.StartCode}, {27, &s.EndCode}, {28, &s.StartStack},
-		{45, &s.StartData}, {46, &s.EndData}, {47, &s.StartBrk},
-		{48, &s.ArgStart}, {49, &s.ArgEnd}, {50, &s.EnvStart}, {51, &s.EnvEnd}} {
+	}{
+		{22, &s.StartTicks},
+		{26, &s.StartCode},
+		{27, &s.EndCode},
+		{28, &s.StartStack},
+		{45, &s.StartData},
+		{46, &s.EndData},
+		{47, &s.StartBrk},
+		{48, &s.ArgStart},
+		{49, &s.ArgEnd},
+		{50, &s.EnvStart},
+		{51, &s.EnvEnd},
+	} {
 		n, err := strconv.ParseUint(f[p.field-3], 10, 64)
 		if err != nil {
 			return nil, fmt.Errorf("field %d: %w", p.field, err)

@@ -92,7 +92,7 @@ func (f *Frozen) ensureStub(ctx context.Context, th *Thread) error {
 		unix.PROT_READ|unix.PROT_WRITE|unix.PROT_EXEC,
 		unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_FIXED_NOREPLACE|unix.MAP_NORESERVE, ^uint64(0), 0)
 	if err != nil {
-		return err
+		return errors.Join(err, f.dropHalfMade(ctx, addr))
 	}
 	if errno := Errno(ret); errno != 0 {
 		return &kernel.Error{Op: "inject mmap", PID: f.PID, Errno: errno}
@@ -100,6 +100,22 @@ func (f *Frozen) ensureStub(ctx context.Context, th *Thread) error {
 	f.stub = uint64(ret)
 	if err := f.WriteMem(f.stub, stubCode()); err != nil {
 		return errors.Join(err, f.dropStub(ctx))
+	}
+	return nil
+}
+
+// dropHalfMade unmaps the stub after a failure that leaves open whether it was
+// mapped at addr, which was a hole before.
+func (f *Frozen) dropHalfMade(ctx context.Context, addr uint64) error {
+	maps, err := Maps(f.PID)
+	if err != nil {
+		return nil //nolint:nilerr // it is gone, or the failure at hand says it
+	}
+	for _, m := range maps {
+		if m.Start <= addr && addr < m.End {
+			f.stub = addr
+			return f.dropStub(ctx)
+		}
 	}
 	return nil
 }
@@ -244,8 +260,8 @@ func (f *Frozen) wait(th *Thread, deadline time.Time) (unix.WaitStatus, error) {
 		}
 		return ws, err
 	}
-	th.running = false
-	if int(ws)>>16 == 0 && ws.StopSignal() == unix.SIGSTOP {
+	th.running, th.atSignal = false, int(ws)>>16 == 0
+	if th.atSignal && ws.StopSignal() == unix.SIGSTOP {
 		th.sigstop = true
 	}
 	return ws, nil
