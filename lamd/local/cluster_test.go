@@ -70,9 +70,6 @@ func newLab(t *testing.T, nodes, spares int) *lab {
 			t.Errorf("halt at the end: %v", err)
 		}
 		l.nothingLeft()
-		if t.Failed() {
-			return
-		}
 		if err := os.Remove(dir); err != nil { // not RemoveAll: it must be empty
 			t.Errorf("files are left: %v", err)
 			_ = os.RemoveAll(dir)
