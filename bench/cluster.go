@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/lampause/lampause/internal/control"
@@ -176,6 +177,7 @@ func start(ctx context.Context, env []string, each func(string), program string,
 	r.cmd.Stdout = r.out
 	r.cmd.Stderr = io.MultiWriter(&r.said, &jobFinder{found: r.id})
 	r.cmd.WaitDelay = 5 * time.Second
+	r.cmd.Cancel = func() error { return r.cmd.Process.Signal(syscall.SIGTERM) } // a launcher ends its ranks
 	r.start = time.Now()
 	if err := r.cmd.Start(); err != nil {
 		return nil, fmt.Errorf("bench: start %s: %w", program, err)
