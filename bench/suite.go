@@ -277,7 +277,7 @@ func thisMachine() Machine {
 
 // ballastArgs are the words of the ballast program with mb megabytes in all.
 func (s *Suite) ballastArgs(dirtyKB, steps int) []string {
-	return []string{s.path(Ballast), strconv.Itoa(max(1, s.MB/s.Ranks)), strconv.Itoa(dirtyKB), strconv.Itoa(steps), "1000"}
+	return []string{s.path(Ballast), strconv.Itoa(max(1, s.MB/s.Ranks)), strconv.Itoa(dirtyKB), strconv.Itoa(steps), "50"}
 }
 
 // endless is a number of steps that no measurement reaches.
