@@ -186,3 +186,58 @@ func (c *cluster) loseAtRandom(rng *rand.Rand, id job.ID, n int) int {
 	}
 	return n
 }
+
+// The spare dies while it restores: the next one takes over, from the same
+// epoch.
+func TestSpareLostDuringRecovery(t *testing.T) {
+	asUsers(t, func(t *testing.T, u user) {
+		c := boot(t, u, 3, 2)
+		want := c.mpirun(2*time.Minute, mpirunArgs([]string{"-n", "2", "-ppn", "1"}, program(150))...)
+		r := c.start(3*time.Minute, mpirunArgs([]string{"-n", "2", "-ppn", "1", "--replicas", "3", "--ckpt-interval", "500ms"}, program(150))...)
+		c.awaitEpoch(2, 0)
+		c.must("lam", "fail", string(c.nodeOf(2, 1)))
+		var spare job.NodeID
+		c.await(time.Minute, "a recovery", func() bool {
+			d := c.job(2)
+			if d.State == job.Recovering || d.Recoveries > 0 {
+				spare = d.Placement[1].Node
+			}
+			return spare != ""
+		})
+		c.must("lam", "fail", string(spare))
+		code, got := r.wait()
+		if code != 0 || got != want {
+			t.Errorf("exit code %d, output\n%s\nwant\n%s\nstderr\n%s", code, got, want, r.err.String())
+		}
+	})
+}
+
+// Two nodes at once, within the promise of three replicas; then, with too few
+// nodes left, a stop that can be restarted.
+func TestTwoLossesAtOnce(t *testing.T) {
+	asUsers(t, func(t *testing.T, u user) {
+		c := boot(t, u, 3, 2)
+		want := c.mpirun(2*time.Minute, mpirunArgs([]string{"-n", "3", "-ppn", "1"}, program(100))...)
+		flags := []string{"-n", "3", "-ppn", "1", "--replicas", "3", "--no-spare", "abort", "--ckpt-interval", "500ms"}
+		r := c.start(3*time.Minute, mpirunArgs(flags, program(100))...)
+		c.awaitEpoch(2, 0)
+		first, second := string(c.nodeOf(2, 1)), string(c.nodeOf(2, 2))
+		both := c.command(time.Minute, "lam", "fail", first)
+		if err := both.Start(); err != nil {
+			t.Fatal(err)
+		}
+		c.must("lam", "fail", second)
+		if err := both.Wait(); err != nil {
+			t.Fatal(err)
+		}
+		if code, got := r.wait(); code != 0 || got != want {
+			t.Errorf("exit code %d, output\n%s\nwant\n%s\nstderr\n%s", code, got, want, r.err.String())
+		}
+		r = c.start(3*time.Minute, mpirunArgs(flags, program(400))...)
+		c.awaitEpoch(3, 0)
+		c.must("lam", "fail", string(c.nodeOf(3, 0)))
+		if code, _ := r.wait(); code != 75 || !strings.Contains(r.err.String(), "lam restart 3") {
+			t.Errorf("no spare left: exit code %d, stderr %q; want 75 and how to restart", code, r.err.String())
+		}
+	})
+}
