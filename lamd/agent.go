@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"strconv"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -81,20 +82,20 @@ const retryPause = 100 * time.Millisecond
 // reports, so the stream is read again from its start whenever the leader
 // changes; reports are idempotent.
 func (a *agent) watch(ctx context.Context, p *localPod) {
-	ctx, cancel := context.WithCancel(ctx)
+	life, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(p.done, cancel)()
-	for ctx.Err() == nil {
-		err := a.follow(ctx, p)
-		if ctx.Err() != nil {
+	for life.Err() == nil {
+		err := a.follow(life, p)
+		if life.Err() != nil {
 			return
 		}
-		if a.isGone(ctx, p) {
+		if a.pods.reap(life, p) {
 			a.reportGone(ctx, p)
 			return
 		}
 		a.log.Debug().Err(err).Uint64("job", uint64(p.job)).Msg("event stream of pod ended; opening it again")
-		pause(ctx, retryPause)
+		pause(life, retryPause)
 	}
 }
 
@@ -183,23 +184,6 @@ func (a *agent) send(ctx context.Context, leader job.NodeID, r podReport) error 
 	}
 }
 
-// isGone reports whether the supervisor has ended, and makes sure that its pod
-// has, too.
-func (a *agent) isGone(ctx context.Context, p *localPod) bool {
-	call, cancel := context.WithTimeout(ctx, statusTimeout)
-	defer cancel()
-	var st podapi.Status
-	err := p.call(call, http.MethodGet, podapi.PathStatus, nil, &st)
-	if err == nil || !supervisorGone(err) {
-		return false
-	}
-	if err := a.pods.endProcesses(ctx, p); err != nil {
-		a.log.Error().Err(err).Uint64("job", uint64(p.job)).Msg("pod of a dead supervisor")
-		return false
-	}
-	return true
-}
-
 // reportGone tells the leader, whoever that becomes, that the pod is no more.
 func (a *agent) reportGone(ctx context.Context, p *localPod) {
 	r := a.report(p)
@@ -220,13 +204,21 @@ func (a *agent) reportGone(ctx context.Context, p *localPod) {
 
 // renewLeases asks for the leases of all pods until ctx ends.
 func (a *agent) renewLeases(ctx context.Context) error {
+	var ends sync.WaitGroup // of stale pods
+	defer ends.Wait()
 	tick := time.NewTicker(leaseRenew)
 	defer tick.Stop()
 	for i := 0; ; i++ {
 		all := a.pods.list()
 		if len(all) > 0 || i%idleRenewals == 0 {
-			if err := a.renewOnce(ctx, all); err != nil && ctx.Err() == nil {
+			stale, err := a.renewOnce(ctx, all)
+			if err != nil && ctx.Err() == nil {
 				a.log.Debug().Err(err).Msg("leases not renewed")
+			}
+			for _, p := range stale {
+				if p.ending.CompareAndSwap(false, true) {
+					ends.Go(func() { a.endStale(ctx, p) })
+				}
 			}
 		}
 		select {
@@ -241,11 +233,12 @@ func (a *agent) renewLeases(ctx context.Context) error {
 const idleRenewals = 4
 
 // renewOnce is one round: the lease counts from before the leader was asked.
-// The request is a roll call, too: a pod that is missing in it is gone.
-func (a *agent) renewOnce(ctx context.Context, all []*localPod) error {
+// The request is a roll call, too: a pod that is missing in it is gone. It
+// returns the pods that have no business here any more.
+func (a *agent) renewOnce(ctx context.Context, all []*localPod) (stale []*localPod, err error) {
 	sent, err := bootTime()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, leaseTimeout)
 	defer cancel()
@@ -255,24 +248,39 @@ func (a *agent) renewOnce(ctx context.Context, all []*localPod) error {
 	}
 	var grant leaseGrant
 	if _, err := a.toLeader(ctx, "/v1/lease", ask, &grant); err != nil {
-		return err
-	}
-	var errs []error
-	for _, h := range grant.Headers {
-		p, ok := a.pods.get(h.Job)
-		if !ok {
-			continue
-		}
-		l := podapi.Lease{Header: h, TTLMS: leaseTTL.Milliseconds(), SentNS: sent}
-		errs = append(errs, p.call(ctx, http.MethodPost, podapi.PathLease, l, nil))
+		return nil, err
 	}
 	for _, k := range grant.Stale {
 		if p, ok := a.pods.get(k.Job); ok && p.spec.Incarnation == k.Built {
-			a.log.Warn().Uint64("job", uint64(k.Job)).Int("pod", int(k.Pod)).Msg("pod does not belong here any more; ending it")
-			errs = append(errs, a.pods.kill(context.WithoutCancel(ctx), k.Job))
+			stale = append(stale, p)
 		}
 	}
+	return stale, a.passOn(ctx, grant.Headers, sent)
+}
+
+// passOn renews the leases at the supervisors, all at a time: one that hangs
+// must not cost the others theirs.
+func (a *agent) passOn(ctx context.Context, headers []podapi.Header, sent int64) error {
+	errs := make([]error, len(headers))
+	var calls sync.WaitGroup
+	for i, h := range headers {
+		if p, ok := a.pods.get(h.Job); ok {
+			l := podapi.Lease{Header: h, TTLMS: leaseTTL.Milliseconds(), SentNS: sent}
+			calls.Go(func() { errs[i] = p.call(ctx, http.MethodPost, podapi.PathLease, l, nil) })
+		}
+	}
+	calls.Wait()
 	return errors.Join(errs...)
+}
+
+// endStale ends a pod that the log does not know here. What fails is tried
+// again at the next roll call, also by the next daemon.
+func (a *agent) endStale(ctx context.Context, p *localPod) {
+	defer p.ending.Store(false)
+	a.log.Warn().Uint64("job", uint64(p.job)).Int("pod", int(p.spec.Placement.Pod)).Msg("pod does not belong here any more; ending it")
+	if err := a.pods.kill(ctx, p.job, func(now *localPod) bool { return now == p }); err != nil {
+		a.log.Error().Err(err).Uint64("job", uint64(p.job)).Msg("stale pod not ended")
+	}
 }
 
 // bootTime reads CLOCK_BOOTTIME in nanoseconds: it goes on while the machine

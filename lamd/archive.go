@@ -78,7 +78,7 @@ func (p *localPod) copyOutput(ctx context.Context, w io.Writer) error {
 		return decodeError(resp)
 	}
 	buf := bufio.NewWriter(w)
-	open := 2 * len(p.spec.Placement.Ranks) // streams that have not ended
+	ended := map[control.Stream]bool{}
 	dec, enc := json.NewDecoder(resp.Body), json.NewEncoder(buf)
 	for {
 		var o podapi.Output
@@ -90,12 +90,12 @@ func (p *localPod) copyOutput(ctx context.Context, w io.Writer) error {
 		if err := enc.Encode(o); err != nil {
 			return err
 		}
-		if o.EOF {
-			open--
-		}
+		ended[control.Stream{Rank: o.Rank, FD: o.FD}] = o.EOF // a rollback opens it again
 	}
-	if open > 0 {
-		return errCut
+	for _, r := range p.spec.Placement.Ranks {
+		if !ended[control.Stream{Rank: r, FD: 1}] || !ended[control.Stream{Rank: r, FD: 2}] {
+			return errCut
+		}
 	}
 	return buf.Flush()
 }
@@ -122,6 +122,15 @@ func (a *archive) trim() error {
 		errs = append(errs, os.Remove(filepath.Join(a.dir, f.name)))
 	}
 	return errors.Join(errs...)
+}
+
+// forget deletes what an earlier life of a job wrote: a job that was restarted
+// keeps its number.
+func (a *archive) forget(id job.ID) error {
+	if err := os.Remove(a.path(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("archived output: %w", err)
+	}
+	return nil
 }
 
 // serve answers GET output for a pod that has ended; false when there is none.

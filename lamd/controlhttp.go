@@ -47,27 +47,36 @@ func callerOf(ctx context.Context) (caller, bool) {
 // user who runs the daemons.
 func (c caller) may(uid uint32) bool { return c.uid == uid || int(c.uid) == os.Getuid() }
 
-// peerCaller reads SO_PEERCRED of a unix connection (unix(7)).
+// peerCaller returns who is at the other end of a unix connection.
 func peerCaller(conn net.Conn) (caller, error) {
+	cred, err := peerCred(conn)
+	if err != nil {
+		return caller{}, err
+	}
+	return caller{uid: cred.Uid, gid: cred.Gid}, nil
+}
+
+// peerCred reads SO_PEERCRED of a unix connection (unix(7)).
+func peerCred(conn net.Conn) (*unix.Ucred, error) {
 	uc, ok := conn.(*net.UnixConn)
 	if !ok {
-		return caller{}, errors.New("peer credentials: not a unix socket")
+		return nil, errors.New("peer credentials: not a unix socket")
 	}
 	raw, err := uc.SyscallConn()
 	if err != nil {
-		return caller{}, fmt.Errorf("peer credentials: %w", err)
+		return nil, fmt.Errorf("peer credentials: %w", err)
 	}
 	var cred *unix.Ucred
 	var cerr error
 	if err := raw.Control(func(fd uintptr) {
 		cred, cerr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
 	}); err != nil {
-		return caller{}, fmt.Errorf("peer credentials: %w", err)
+		return nil, fmt.Errorf("peer credentials: %w", err)
 	}
 	if cerr != nil {
-		return caller{}, fmt.Errorf("peer credentials: %w", cerr)
+		return nil, fmt.Errorf("peer credentials: %w", cerr)
 	}
-	return caller{uid: cred.Uid, gid: cred.Gid}, nil
+	return cred, nil
 }
 
 // leaderProxy serves control requests: here when this daemon leads, else by

@@ -97,9 +97,13 @@ func runOnce(ctx context.Context, cfg Config, log zerolog.Logger) error {
 	if err := d.openScheduler(ctx); err != nil {
 		return err
 	}
+	found, err := d.pods.claim(ctx) // before anybody can ask for them
+	if err != nil {
+		return fmt.Errorf("lamd: %w", err)
+	}
 	g, ctx := errgroup.WithContext(ctx)
 	d.pods.onUp = func(p *localPod) { g.Go(func() error { d.agent.watch(ctx, p); return nil }) }
-	g.Go(func() error { return d.adopt(ctx) })
+	g.Go(func() error { d.adopt(ctx, found); return nil })
 	g.Go(func() error { return d.members.Run(ctx) })
 	g.Go(func() error { return d.sched.Run(ctx) })
 	g.Go(func() error { return d.news.follow(ctx, d.sched) })
@@ -117,27 +121,30 @@ func runOnce(ctx context.Context, cfg Config, log zerolog.Logger) error {
 }
 
 // adopt takes over the pods that an earlier daemon of this node left running,
-// and tells the leader of those that ended meanwhile.
-func (d *Daemon) adopt(ctx context.Context) error {
-	gone, err := d.pods.adopt(ctx)
-	if err != nil {
-		return err
+// and tells the leader of those that ended meanwhile. One that does not answer
+// keeps nobody waiting.
+func (d *Daemon) adopt(ctx context.Context, found []claimed) {
+	var all sync.WaitGroup
+	for _, c := range found {
+		all.Go(func() {
+			gone, err := d.pods.meet(ctx, c)
+			if err != nil {
+				d.log.Error().Err(err).Uint64("job", uint64(c.pod.job)).Msg("pod of an earlier daemon")
+			}
+			if gone {
+				d.agent.reportGone(ctx, c.pod)
+			}
+		})
 	}
-	for _, p := range gone {
-		d.agent.reportGone(ctx, p)
-		p.cancel()
-		if err := os.RemoveAll(p.dir); err != nil {
-			return fmt.Errorf("sweep pod of job %d: %w", p.job, err)
-		}
-	}
-	return nil
+	all.Wait()
 }
 
 // endPods ends every pod of a life that is over.
 func (d *Daemon) endPods() error {
+	any := func(*localPod) bool { return true }
 	var errs []error
 	for _, p := range d.pods.list() {
-		errs = append(errs, d.pods.kill(context.Background(), p.job)) // bounded by podGone
+		errs = append(errs, d.pods.kill(context.Background(), p.job, any)) // bounded by killMax
 	}
 	return errors.Join(errs...)
 }

@@ -78,6 +78,14 @@ type nodeAPI struct {
 	peers   *peers
 	archive *archive
 	log     zerolog.Logger
+	copying keyLock[imageKey] // a repeated copy waits for the first one
+}
+
+// imageKey names a pod's image.
+type imageKey struct {
+	job   job.ID
+	epoch job.Epoch
+	pod   job.PodIndex
 }
 
 func (n *nodeAPI) routes(mux *http.ServeMux) {
@@ -110,6 +118,9 @@ func handle[T any](mux *http.ServeMux, pattern string, do func(context.Context, 
 // start builds a pod here. A program that cannot be started is a refusal with
 // the exit code that the job should end with.
 func (n *nodeAPI) start(ctx context.Context, spec podapi.PodSpec) error {
+	if err := n.archive.forget(spec.Job); err != nil {
+		return err
+	}
 	spec.Node = n.self
 	spec.ImageDir = n.stateOf(spec.Job)
 	spec.TmpDir = n.tmpOf(spec.Job)
@@ -121,20 +132,22 @@ func (n *nodeAPI) start(ctx context.Context, spec podapi.PodSpec) error {
 // kill ends a pod and answers when nothing of it is left. With Drain its output
 // is kept for readers that come later.
 func (n *nodeAPI) kill(ctx context.Context, r killRequest) error {
-	p, ok := n.pods.get(r.Job)
-	if !ok || p.spec.Placement.Pod != r.Pod || p.spec.Incarnation > r.UpTo {
-		return nil
-	}
-	if r.Drain {
+	named := func(p *localPod) bool { return p.spec.Placement.Pod == r.Pod && p.spec.Incarnation <= r.UpTo }
+	if p, ok := n.pods.get(r.Job); ok && named(p) && r.Drain {
 		if err := n.archive.save(ctx, p); err != nil {
 			n.log.Warn().Err(err).Uint64("job", uint64(r.Job)).Msg("output of an ended pod is lost for late readers")
 		}
 	}
-	return n.pods.kill(context.WithoutCancel(ctx), r.Job)
+	return n.pods.kill(context.WithoutCancel(ctx), r.Job, named)
 }
 
 // copy fetches a pod's image from the first holder that can give it whole.
 func (n *nodeAPI) copy(ctx context.Context, r copyRequest) error {
+	unlock, err := n.copying.lock(ctx, imageKey{r.Job, r.Epoch, r.Pod})
+	if err != nil {
+		return fmt.Errorf("copy image: %w", err)
+	}
+	defer unlock()
 	dir, err := n.store.CreateJob(r.Job, -1, -1)
 	if err != nil {
 		return err
@@ -157,7 +170,7 @@ func (n *nodeAPI) copy(ctx context.Context, r copyRequest) error {
 			continue
 		}
 		if _, err := recv.Commit(); err != nil {
-			return fmt.Errorf("copy image: %w", err)
+			return fmt.Errorf("copy image: %w", errors.Join(err, recv.Abort()))
 		}
 		return nil
 	}
@@ -317,10 +330,11 @@ func (n *nodeAPI) proxyPod(w http.ResponseWriter, r *http.Request) {
 }
 
 // podDown classes a failed call to a supervisor: one whose socket refuses is
-// gone for good.
+// gone for good, as if it had never been here. (410 is what a supervisor says
+// of a stdin that nobody reads any more.)
 func podDown(id job.ID, err error) error {
 	if supervisorGone(err) {
-		return &control.Error{Message: fmt.Sprintf("supervisor of job %d is gone", id), Exit: job.ExitNoNodes, Status: http.StatusGone}
+		return &control.Error{Message: fmt.Sprintf("supervisor of job %d is gone", id), Exit: job.ExitNoNodes, Status: http.StatusNotFound}
 	}
 	return unavailable(fmt.Sprintf("supervisor of job %d: %v", id, err))
 }

@@ -10,8 +10,8 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"strconv"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -25,6 +25,8 @@ import (
 const (
 	supervisorUp  = 20 * time.Second // from fork to the first answer
 	podGone       = 10 * time.Second // from kill to the last process gone
+	startMax      = supervisorUp + 2*podGone
+	killMax       = supervisorUp + podGone // a start under way is waited for
 	pollPod       = 5 * time.Millisecond
 	specFile      = "spec.json"
 	statusTimeout = 5 * time.Second
@@ -51,21 +53,26 @@ type pods struct {
 	log     zerolog.Logger
 	onUp    func(*localPod) // called once per pod that is up, also when adopted
 
+	// busy is held, per job, by whoever starts, meets or ends its pod: a
+	// repeated start must not build a second one, and an end must not be
+	// reported while one is being built.
+	busy keyLock[job.ID]
+
 	mu  sync.Mutex // guards all below
 	all map[job.ID]*localPod
 }
 
-// localPod is a running supervisor. Its fields do not change once it is in the
-// manager.
+// localPod is a supervisor of this node. Its fields but procs do not change
+// once it is in the manager.
 type localPod struct {
 	job    job.ID
 	dir    string
 	spec   podapi.PodSpec
-	pids   []int // supervisor, pod-init
+	procs  []process // supervisor, pod-init; empty when not known. Guarded by pods.busy
 	client *http.Client
 	done   context.Context // ends when the pod was taken out of the manager
 	cancel context.CancelFunc
-	ending chan struct{} // capacity 1: whoever fills it ends the pod
+	ending atomic.Bool // a stale pod is being ended
 }
 
 func newPods(dir string, s podStarter, l podLinker, log zerolog.Logger) *pods {
@@ -121,11 +128,18 @@ func (m *pods) podDir(id job.ID) string { return filepath.Join(m.dir, id.String(
 // An older pod of the same job on this node is ended first; the same one
 // (same incarnation) is left as it is: starting is idempotent.
 func (m *pods) start(ctx context.Context, spec podapi.PodSpec) error {
+	ctx, cancel := context.WithTimeout(ctx, startMax)
+	defer cancel()
+	unlock, err := m.busy.lock(ctx, spec.Job)
+	if err != nil {
+		return fmt.Errorf("start pod of job %d: %w", spec.Job, err)
+	}
+	defer unlock()
 	if old, ok := m.get(spec.Job); ok {
 		if old.spec.Incarnation == spec.Incarnation && old.spec.Placement.Pod == spec.Placement.Pod {
 			return nil
 		}
-		if err := m.kill(ctx, spec.Job); err != nil {
+		if err := m.end(ctx, old); err != nil {
 			return err
 		}
 	}
@@ -134,8 +148,7 @@ func (m *pods) start(ctx context.Context, spec podapi.PodSpec) error {
 		return fmt.Errorf("pod of job %d: %w", spec.Job, err)
 	}
 	p := m.open(spec.Job, dir, spec)
-	err := m.bringUp(ctx, p)
-	if err != nil {
+	if err := m.bringUp(ctx, p); err != nil {
 		p.cancel()
 		return errors.Join(fmt.Errorf("start pod of job %d: %w", spec.Job, err), m.endProcesses(context.WithoutCancel(ctx), p))
 	}
@@ -160,12 +173,16 @@ func writePodDir(dir string, spec podapi.PodSpec) error {
 	if err != nil {
 		return fmt.Errorf("encode pod: %w", err)
 	}
-	return os.WriteFile(filepath.Join(dir, specFile), b, 0o600)
+	path := filepath.Join(dir, specFile)
+	if err := os.WriteFile(path+".new", b, 0o600); err != nil { // whole or not there
+		return err
+	}
+	return os.Rename(path+".new", path)
 }
 
 func (m *pods) open(id job.ID, dir string, spec podapi.PodSpec) *localPod {
 	ctx, cancel := context.WithCancel(context.Background()) // ends with the pod, not with a request
-	return &localPod{job: id, dir: dir, spec: spec, client: unixClient(filepath.Join(dir, podapi.Socket)), done: ctx, cancel: cancel, ending: make(chan struct{}, 1)}
+	return &localPod{job: id, dir: dir, spec: spec, client: unixClient(filepath.Join(dir, podapi.Socket)), done: ctx, cancel: cancel}
 }
 
 // bringUp forks the supervisor, waits for its answer, and gives it its link.
@@ -187,14 +204,14 @@ func (m *pods) bringUp(ctx context.Context, p *localPod) error {
 	if err != nil {
 		return fmt.Errorf("attach link: %w", err)
 	}
-	p.pids = []int{st.SupervisorPID}
+	p.procs = processesOf(st.SupervisorPID)
 	if err := p.call(ctx, http.MethodPost, podapi.PathLink, podapi.Link{Name: name}, nil); err != nil {
 		return err
 	}
 	if st, err = p.awaitStatus(ctx); err != nil {
 		return err
 	}
-	p.pids = []int{st.SupervisorPID, st.InitPID}
+	p.procs = processesOf(st.SupervisorPID, st.InitPID)
 	return nil
 }
 
@@ -231,98 +248,74 @@ func (p *localPod) awaitStatus(ctx context.Context) (podapi.Status, error) {
 
 // add makes a running pod known and tells onUp of it.
 func (m *pods) add(p *localPod) {
+	m.put(p)
+	m.tellUp(p)
+}
+
+func (m *pods) put(p *localPod) {
 	m.mu.Lock()
+	defer m.mu.Unlock()
 	m.all[p.job] = p
-	m.mu.Unlock()
+}
+
+func (m *pods) tellUp(p *localPod) {
 	if m.onUp != nil {
 		m.onUp(p)
 	}
 }
 
-// adopt finds the supervisors that an earlier daemon of this node left
-// running. A directory without a living supervisor is what a dead pod left:
-// those are returned in gone, with their processes ended.
-func (m *pods) adopt(ctx context.Context) (gone []*localPod, err error) {
-	entries, err := os.ReadDir(m.dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("adopt pods: %w", err)
-	}
-	for _, e := range entries {
-		id, perr := job.ParseID(e.Name())
-		if perr != nil {
-			continue
-		}
-		p, err := m.known(id)
-		if err != nil {
-			m.log.Warn().Err(err).Uint64("job", uint64(id)).Msg("directory of a pod without a specification")
-			continue
-		}
-		if err := p.meet(ctx); err != nil {
-			m.log.Warn().Err(err).Uint64("job", uint64(id)).Msg("pod not adopted")
-			gone = append(gone, p)
-			continue
-		}
-		m.add(p)
-	}
-	return gone, nil
-}
-
-// known reads the specification of a pod from its directory.
-func (m *pods) known(id job.ID) (*localPod, error) {
-	dir := m.podDir(id)
-	b, err := os.ReadFile(filepath.Join(dir, specFile))
-	if err != nil {
-		return nil, err
-	}
-	var spec podapi.PodSpec
-	if err := json.Unmarshal(b, &spec); err != nil {
-		return nil, fmt.Errorf("%s: %w", specFile, err)
-	}
-	return m.open(id, dir, spec), nil
-}
-
-// meet asks a supervisor who it is.
-func (p *localPod) meet(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
+// kill ends the pod of a job, if which is true of it, and returns when none of
+// its processes is left: a positive fence. It waits for a pod that is being
+// built. A job without such a pod here is fenced already.
+func (m *pods) kill(ctx context.Context, id job.ID, which func(*localPod) bool) error {
+	ctx, cancel := context.WithTimeout(ctx, killMax)
 	defer cancel()
-	var st podapi.Status
-	if err := p.call(ctx, http.MethodGet, podapi.PathStatus, nil, &st); err != nil {
-		return err
+	unlock, err := m.busy.lock(ctx, id)
+	if err != nil {
+		return fmt.Errorf("kill pod of job %d: %w", id, err)
 	}
-	if st.Version != podapi.Version {
-		return fmt.Errorf("supervisor speaks protocol %d, this lamd %d", st.Version, podapi.Version)
+	defer unlock()
+	p, ok := m.get(id)
+	if !ok || !which(p) {
+		return nil
 	}
-	p.pids = []int{st.SupervisorPID, st.InitPID}
-	return nil
+	return m.end(ctx, p)
 }
 
-// kill ends the pod of a job and returns when none of its processes is left:
-// a positive fence. A job without a pod here is fenced already.
-func (m *pods) kill(ctx context.Context, id job.ID) error {
-	p, ok := m.get(id)
-	if !ok {
-		return nil
-	}
-	select {
-	case p.ending <- struct{}{}:
-		defer func() { <-p.ending }()
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-	if p.done.Err() != nil { // somebody else has ended it
-		return nil
-	}
+// end ends a pod and everything that it left. Precondition: its job is busy.
+func (m *pods) end(ctx context.Context, p *localPod) error {
 	if err := m.endProcesses(ctx, p); err != nil {
-		return err
+		return fmt.Errorf("pod of job %d: %w", p.job, err)
 	}
 	m.forget(p)
-	if err := os.RemoveAll(p.dir); err != nil {
-		return fmt.Errorf("pod of job %d: %w", id, err)
+	if err := os.RemoveAll(p.dir); err != nil { // the next start tries again
+		m.log.Warn().Err(err).Uint64("job", uint64(p.job)).Msg("directory of an ended pod stays")
 	}
 	return nil
+}
+
+// reap takes a pod whose supervisor has ended out of the manager, so that roll
+// calls do not name it any more, and makes sure that its processes are gone.
+// False when the supervisor lives, or that cannot be told now. The directory
+// stays, for its log.
+func (m *pods) reap(ctx context.Context, p *localPod) bool {
+	unlock, err := m.busy.lock(ctx, p.job)
+	if err != nil {
+		return false
+	}
+	defer unlock()
+	call, cancel := context.WithTimeout(ctx, statusTimeout)
+	defer cancel()
+	err = p.call(call, http.MethodGet, podapi.PathStatus, nil, nil)
+	if err == nil || !supervisorGone(err) {
+		return false
+	}
+	if err := m.endProcesses(ctx, p); err != nil {
+		m.log.Error().Err(err).Uint64("job", uint64(p.job)).Msg("pod of a dead supervisor")
+		return false
+	}
+	m.forget(p)
+	return true
 }
 
 // forget takes a pod out of the manager.
@@ -341,54 +334,25 @@ func (m *pods) forget(p *localPod) {
 func (m *pods) endProcesses(ctx context.Context, p *localPod) error {
 	ctx, cancel := context.WithTimeout(ctx, podGone)
 	defer cancel()
+	procs := p.processes(ctx)
 	half, cancelHalf := context.WithTimeout(ctx, podGone/2)
 	err := p.call(half, http.MethodPost, podapi.PathKill, nil, nil)
 	cancelHalf()
 	if err != nil {
+		if len(procs) == 0 && !supervisorGone(err) {
+			return fmt.Errorf("supervisor does not answer, and its process is not known: %w", err)
+		}
 		if !supervisorGone(err) {
 			m.log.Warn().Err(err).Uint64("job", uint64(p.job)).Msg("supervisor does not end its pod; killing both")
 		}
-		for _, pid := range p.pids {
-			if pid > 1 {
-				_ = syscall.Kill(pid, syscall.SIGKILL) // gone already is what we want
-			}
+		for _, q := range procs {
+			q.kill()
 		}
 	}
-	return awaitGone(ctx, p.pids)
+	return awaitGone(ctx, procs)
 }
 
 // supervisorGone reports whether err says that nobody serves the socket.
 func supervisorGone(err error) bool {
 	return errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, fs.ErrNotExist)
-}
-
-// awaitGone waits until every pid is gone or a zombie. A zombie pod-init has
-// seen the end of every process of its pid namespace (pid_namespaces(7)).
-func awaitGone(ctx context.Context, pids []int) error {
-	tick := time.NewTicker(pollPod)
-	defer tick.Stop()
-	for _, pid := range pids {
-		for pid > 1 && alive(pid) {
-			select {
-			case <-ctx.Done():
-				return fmt.Errorf("process %d of the pod does not end: %w", pid, ctx.Err())
-			case <-tick.C:
-			}
-		}
-	}
-	return nil
-}
-
-// alive reports whether pid exists and is no zombie.
-func alive(pid int) bool {
-	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
-	if err != nil {
-		return false
-	}
-	for i := len(b) - 1; i >= 0; i-- {
-		if b[i] == ')' {
-			return i+2 < len(b) && b[i+2] != 'Z' && b[i+2] != 'X'
-		}
-	}
-	return false
 }
