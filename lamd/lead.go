@@ -29,7 +29,8 @@ type lead struct {
 
 	clock atomic.Int64 // newest reading, ns
 
-	wake chan struct{} // capacity 1: the queue is not empty, or the lead ends
+	wake chan struct{} // capacity 1: the queue is not empty
+	over chan struct{} // closed once nobody works on the queue any more
 
 	mu      sync.Mutex // guards all below
 	queue   []func(*conduct.Leader) []conduct.Action
@@ -41,7 +42,7 @@ type lead struct {
 func newLead(term uint64, a *actor, drop func(conduct.Drop), log zerolog.Logger) *lead {
 	return &lead{
 		term: term, actor: a, drop: drop, log: log,
-		wake: make(chan struct{}, 1), tickets: map[conduct.Ticket]chan<- any{},
+		wake: make(chan struct{}, 1), over: make(chan struct{}), tickets: map[conduct.Ticket]chan<- any{},
 	}
 }
 
@@ -132,6 +133,7 @@ func (l *lead) end() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.ended = true
+	close(l.over)
 	for t, ch := range l.tickets {
 		close(ch)
 		delete(l.tickets, t)
@@ -269,6 +271,8 @@ func (l *lead) renew(ctx context.Context, node scheduler.NodeRef) (bool, error) 
 	select {
 	case ok := <-ch:
 		return ok, nil
+	case <-l.over:
+		return false, errNotLeading
 	case <-ctx.Done():
 		return false, ctx.Err()
 	}
@@ -289,6 +293,7 @@ func (l *lead) suspects(ctx context.Context) map[job.NodeID]bool {
 		for _, id := range ids {
 			out[id] = true
 		}
+	case <-l.over:
 	case <-ctx.Done():
 	}
 	return out

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/netip"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -79,6 +80,9 @@ func parsePeers(s string) ([]Peer, error) {
 		a, err := netip.ParseAddr(addr)
 		if !ok || err != nil || !job.ValidNode(job.NodeID(name)) {
 			return nil, fmt.Errorf("--peers: %q is not NAME=ADDRESS", part)
+		}
+		if slices.ContainsFunc(out, func(p Peer) bool { return string(p.Node) == name || p.Addr == a }) {
+			return nil, fmt.Errorf("--peers: %q: named twice", part)
 		}
 		out = append(out, Peer{Node: job.NodeID(name), Addr: a})
 	}

@@ -87,7 +87,7 @@ func (p *podReader) run(ctx context.Context, out chan<- podapi.Output) {
 	for ctx.Err() == nil {
 		st := p.api.state()
 		j := st.Jobs[p.job]
-		if j == nil {
+		if j == nil || int(p.pod) >= len(j.Pods) {
 			return
 		}
 		node := j.Pods[p.pod].Node
@@ -97,7 +97,7 @@ func (p *podReader) run(ctx context.Context, out chan<- podapi.Output) {
 		}
 		st = p.api.state()
 		j = st.Jobs[p.job]
-		if j == nil || j.State.Final() && (err == nil || gone(err)) {
+		if j == nil || int(p.pod) >= len(j.Pods) || j.State.Final() && (err == nil || gone(err)) {
 			return
 		}
 		p.pause(ctx, st.Index, err == nil && node == j.Pods[p.pod].Node)
@@ -107,13 +107,15 @@ func (p *podReader) run(ctx context.Context, out chan<- podapi.Output) {
 // readWhileThere reads from the pod where it is, and gives up when the log has
 // moved it: a connection to a dead node says nothing.
 func (p *podReader) readWhileThere(ctx context.Context, at scheduler.Pod, out chan<- podapi.Output) error {
+	var watcher sync.WaitGroup
+	defer watcher.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	go func() {
+	watcher.Go(func() {
 		for ctx.Err() == nil {
 			st := p.api.state()
 			j := st.Jobs[p.job]
-			if j == nil || j.Pods[p.pod].Node != at.Node || j.Pods[p.pod].Built != at.Built {
+			if j == nil || int(p.pod) >= len(j.Pods) || j.Pods[p.pod].Node != at.Node || j.Pods[p.pod].Built != at.Built {
 				cancel()
 				return
 			}
@@ -122,7 +124,7 @@ func (p *podReader) readWhileThere(ctx context.Context, at scheduler.Pod, out ch
 			case <-ctx.Done():
 			}
 		}
-	}()
+	})
 	return p.read(ctx, at.Node, out)
 }
 
@@ -202,7 +204,7 @@ func (a *jobsAPI) stdin(w http.ResponseWriter, r *http.Request) {
 		writeError(w, err)
 		return
 	}
-	data, err := io.ReadAll(io.LimitReader(r.Body, maxBody))
+	data, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 	if err != nil {
 		writeError(w, badRequest("stdin: "+err.Error()))
 		return

@@ -1,6 +1,7 @@
 package lamd
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -127,27 +128,31 @@ func (a *jobsAPI) collect(ctx context.Context, st *scheduler.State, id job.ID, w
 //
 // Expected errors: *control.Error with status 404, naming what is missing.
 func assemble(held map[job.NodeID][]heldEpoch, id job.ID, want job.Epoch) (scheduler.Job, error) {
-	commits := map[job.Epoch]image.Commit{}
+	var commits []image.Commit
 	for _, hs := range held {
 		for _, h := range hs {
-			commits[h.Commit.Epoch] = h.Commit
+			if want == 0 || h.Commit.Epoch == want {
+				commits = append(commits, h.Commit)
+			}
 		}
 	}
-	epochs := []job.Epoch{}
-	for e := range commits {
-		if want == 0 || e == want {
-			epochs = append(epochs, e)
-		}
-	}
-	slices.Sort(epochs)
-	slices.Reverse(epochs)
+	// The newest first. Stores may hold one epoch in two makes, when a number
+	// was given twice by clusters that knew nothing of each other.
+	slices.SortFunc(commits, func(x, y image.Commit) int {
+		return cmp.Or(cmp.Compare(y.Epoch, x.Epoch), cmp.Compare(y.RaftIndex, x.RaftIndex), cmp.Compare(x.SetDigest, y.SetDigest))
+	})
 	why := fmt.Sprintf("no committed image of job %d on any living node", id)
-	for _, e := range epochs {
-		j, err := record(commits[e], held)
+	for i, c := range commits {
+		if i > 0 && c.Epoch == commits[i-1].Epoch && c.SetDigest == commits[i-1].SetDigest {
+			continue
+		}
+		j, err := record(c, held)
 		if err == nil {
 			return j, nil
 		}
-		why = err.Error()
+		if i == 0 {
+			why = err.Error()
+		}
 	}
 	return scheduler.Job{}, notFound(why)
 }
