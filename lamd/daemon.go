@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"net"
 	"net/http"
@@ -348,8 +349,12 @@ func (d *Daemon) joinCluster(ctx context.Context) error {
 	if d.cfg.Spare {
 		role = scheduler.Spare
 	}
+	last, err := lastStored(d.cfg.imagesDir())
+	if err != nil {
+		return err
+	}
 	join := scheduler.Command{Join: &scheduler.Join{
-		Node: d.cfg.Node, Addr: d.cfg.Addr.String(), Boot: d.cfg.Boot, Session: d.cfg.Session, Role: role, Slots: d.cfg.Slots,
+		LastJob: last, Node: d.cfg.Node, Addr: d.cfg.Addr.String(), Boot: d.cfg.Boot, Session: d.cfg.Session, Role: role, Slots: d.cfg.Slots,
 	}}
 	for ctx.Err() == nil {
 		call, cancel := context.WithTimeout(ctx, statusTimeout)
@@ -370,6 +375,21 @@ func (d *Daemon) joinCluster(ctx context.Context) error {
 		pause(ctx, wait)
 	}
 	return ctx.Err()
+}
+
+// lastStored returns the highest job number in an image store.
+func lastStored(dir string) (job.ID, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return 0, fmt.Errorf("image store: %w", err)
+	}
+	var last job.ID
+	for _, e := range entries {
+		if id, err := job.ParseID(e.Name()); err == nil {
+			last = max(last, id)
+		}
+	}
+	return last, nil
 }
 
 // joinAgain is how often a node makes sure that the log has it.

@@ -45,6 +45,10 @@ type Join struct {
 	Session uint64     `json:"session"`
 	Role    Role       `json:"role"`
 	Slots   int        `json:"slots"`
+
+	// LastJob is the highest job number that the node's image store knows: a
+	// fresh log over old images must not give it out again.
+	LastJob job.ID `json:"last_job,omitempty"`
 }
 
 // Leave takes a node without pods out of the view.

@@ -36,6 +36,7 @@ func (t *txn) join(c *Join) *Refusal {
 		n.Role = old.Role
 	}
 	t.s.Nodes[c.Node] = n
+	t.s.LastJob = max(t.s.LastJob, c.LastJob)
 	if known && old.State == Alive && old.Boot == c.Boot {
 		if old.Session != c.Session {
 			t.event(Event{Name: "node.session", Node: c.Node, Data: map[string]any{"session": c.Session}})

@@ -121,6 +121,7 @@ func TestVacateAndRestart(t *testing.T) {
 		}
 		c.must("lam", "halt")
 		c.bootAgain(2, 0)
+		c.mpirun(time.Minute, "-n", "2", "hello") // gets a number of its own
 		c.must("lam", "restart", "2")
 		attach := c.command(2*time.Minute, "lam", "attach", "2")
 		out, err := attach.Output()
