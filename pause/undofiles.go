@@ -287,7 +287,7 @@ func (pl *filePlan) reset(ctx context.Context, lost *losses) error {
 			lost.add(d.holder.c.rank, d.named(err))
 		}
 	}
-	return nil
+	return pl.endUnix()
 }
 
 func (pl *filePlan) resetOne(d *planned) error {
