@@ -250,6 +250,10 @@ func (m *machine) powerOff() error {
 		return nil
 	}
 	linkErr := nodeLinkDown(m.index)
+	networks, err := namespacesBelow(m.init.Process.Pid)
+	if err != nil {
+		m.h.log.Warn().Err(err).Str("node", string(m.id)).Msg("connections of the node may live on for a while")
+	}
 	if err := m.init.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return errors.Join(linkErr, fmt.Errorf("kill node-init: %w", err))
 	}
@@ -257,6 +261,9 @@ func (m *machine) powerOff() error {
 	case <-m.gone:
 	case <-time.After(powerOnLimit):
 		return errors.Join(linkErr, fmt.Errorf("processes are still there after %v", powerOnLimit))
+	}
+	if err := forgetConnections(networks, m.h.log); err != nil {
+		m.h.log.Warn().Err(err).Str("node", string(m.id)).Msg("connections of the node may live on for a while")
 	}
 	// What a host's /run would have lost as well. Logs stay to be read.
 	_ = os.Remove(m.h.cfg.NodeSocket(m.id))
