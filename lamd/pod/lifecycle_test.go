@@ -38,7 +38,7 @@ func waitState(t *testing.T, pid int, want string) {
 // A pod whose lease runs out stands still with its link down, goes on with a
 // renewal, and is killed when none comes.
 func TestLeaseOfPod(t *testing.T) {
-	inCluster(t, func(t *testing.T) {
+	inOneCluster(t, func(t *testing.T) {
 		h := newHarness(t, 1, 1, "/bin/sh", "-c", "while :; do :; done")
 		h.lease = 600
 		h.startAll()
@@ -150,7 +150,7 @@ func TestInsideOfPod(t *testing.T) {
 
 // A job of another user than the daemon's, on a cluster of root's.
 func TestJobOfAnotherUser(t *testing.T) {
-	inCluster(t, func(t *testing.T) {
+	inOneCluster(t, func(t *testing.T) {
 		if _, err := os.Stat("/root/."); err != nil {
 			t.Skip("only root starts jobs of others")
 		}

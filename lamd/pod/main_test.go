@@ -66,6 +66,17 @@ func buildCluster() error {
 // caller, and an ordinary one when the caller is root.
 func inCluster(t *testing.T, f func(t *testing.T)) {
 	t.Helper()
+	inClusters(t, f, true)
+}
+
+// inOneCluster is inCluster for the caller only: for long tests.
+func inOneCluster(t *testing.T, f func(t *testing.T)) {
+	t.Helper()
+	inClusters(t, f, false)
+}
+
+func inClusters(t *testing.T, f func(t *testing.T), everybody bool) {
+	t.Helper()
 	if os.Getenv(insideEnv) != "" {
 		f(t)
 		return
@@ -76,7 +87,7 @@ func inCluster(t *testing.T, f func(t *testing.T)) {
 		}
 	}
 	uids := []int{os.Getuid()}
-	if os.Getuid() == 0 {
+	if os.Getuid() == 0 && everybody {
 		uids = append(uids, 1500)
 	}
 	bin := reachable(t)

@@ -314,6 +314,7 @@ func (s *supervisor) release(ctx context.Context) (podapi.PhaseReply, error) {
 	if !s.lease.valid() {
 		return podapi.PhaseReply{}, fmt.Errorf("the lease of the pod has run out: %w", errRetry)
 	}
+	s.updateShield()
 	r, err := s.engine.release(ctx)
 	if err != nil {
 		return r, err

@@ -218,7 +218,7 @@ func undisturbed(t *testing.T, pods, each int, argv ...string) string {
 }
 
 func TestCheckpointOnly(t *testing.T) {
-	inCluster(t, func(t *testing.T) {
+	inOneCluster(t, func(t *testing.T) {
 		argv := []string{compile(t, "ring"), "600", "20000", "20", "2000"}
 		want := undisturbed(t, 2, 1, argv...)
 		h := newHarness(t, 2, 1, argv...)
@@ -263,14 +263,14 @@ func TestLosePodAndRecover(t *testing.T) {
 // Two ranks per pod, losses at random places of the run, several from the
 // same epoch, of pods that were rebuilt before.
 func TestManyLosses(t *testing.T) {
-	inCluster(t, func(t *testing.T) {
+	inOneCluster(t, func(t *testing.T) {
 		argv := []string{compile(t, "ring"), "400", "10000", "10", "8000"}
 		want := undisturbed(t, 2, 2, argv...)
 		h := newHarness(t, 2, 2, argv...)
 		h.startAll()
 		h.pods[0].waitOutput(0, "step 20 ")
 		h.checkpoint(1)
-		for i := range 6 {
+		for i := range 4 {
 			time.Sleep(time.Duration(37*i) * time.Millisecond) // somewhere in the run
 			p := job.PodIndex(1)
 			h.lose(p)

@@ -68,16 +68,19 @@ type shield struct {
 	mu       sync.Mutex // guards below, and the kernel's tables
 	now      shieldState
 	finished bool // MPI_Finalize: down for good
+	broken   bool // the kernel has no nftables: said once, not tried again
 }
 
 // set puts a decision in force.
 func (s *shield) set(want shieldState) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.finished {
+	if s.finished || s.broken {
 		return nil
 	}
-	return s.change(want)
+	err := s.change(want)
+	s.broken = err != nil
+	return err
 }
 
 // finish lowers the shield for the end of MPI_Finalize.
@@ -123,19 +126,25 @@ func change(table string, flag byte, have *bool, want bool) error {
 func (s *supervisor) keepShield(ctx context.Context) error {
 	t := time.NewTicker(shieldLook)
 	defer t.Stop()
-	for !s.spec.LinkReady { // else the network is not ours
+	for {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-t.C:
-		}
-		if err := s.shield.set(shieldFor(s.lookAround())); err != nil {
-			s.log.Warn().Err(err).Msg("no shield: the death of a rank may end others before they can be rolled back")
-			break
+			s.updateShield()
 		}
 	}
-	<-ctx.Done()
-	return ctx.Err()
+}
+
+// updateShield decides anew. After a commit, and before a release, it must not
+// wait for its turn: from then on deaths are to be survived.
+func (s *supervisor) updateShield() {
+	if s.spec.LinkReady { // the network is not ours
+		return
+	}
+	if err := s.shield.set(shieldFor(s.lookAround())); err != nil {
+		s.log.Warn().Err(err).Msg("no shield: the death of a rank may end others before they can be rolled back")
+	}
 }
 
 // lookAround gathers what shieldFor needs.
