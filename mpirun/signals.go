@@ -73,7 +73,14 @@ func (w *warden) handle(ctx context.Context, s os.Signal) {
 	case syscall.SIGTSTP:
 		w.order(ctx, "suspend", func() error { return w.to.Do(ctx, w.id, control.Suspend) })
 		w.suspended = true
-		w.stop()
+		select {
+		case next := <-w.signals:
+			// What came meanwhile, most likely the order to go on, would lie here
+			// until somebody sends another one.
+			w.handle(ctx, next)
+		default:
+			w.stop()
+		}
 	case syscall.SIGCONT:
 		if w.suspended { // else somebody stopped mpirun alone
 			w.suspended = false
