@@ -16,7 +16,9 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"github.com/lampause/lampause/internal/kernel"
 	"github.com/lampause/lampause/internal/podapi"
+	"github.com/lampause/lampause/internal/stream"
 	"github.com/lampause/lampause/job"
 	"github.com/lampause/lampause/pmi"
 )
@@ -237,7 +239,14 @@ func (s *supervisor) endPod() error {
 	if err := s.net.down(); err != nil {
 		s.log.Warn().Err(err).Msg("link not taken down")
 	}
-	return init.kill(s.engine.close)
+	if err := init.kill(s.engine.close); err != nil {
+		return err
+	}
+	// Orphans of killed ranks would hold memory and the namespace for minutes.
+	if err := stream.New(kernel.New(nil), -1, s.log).Forget(); err != nil {
+		s.log.Warn().Err(err).Msg("connections of the pod live on for a while")
+	}
+	return nil
 }
 
 // watchDir ends the pod when its directory is gone: nobody can find it again.
