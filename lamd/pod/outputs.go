@@ -121,14 +121,15 @@ func (o *outputs) run(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// close ends all collectors.
+// close ends all collectors. The lock is not held: Close waits for a collector
+// that is about to take it.
 func (o *outputs) close() {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	for _, s := range o.streams {
+	for _, s := range o.streams { // the map does not change
 		_ = s.read.Close() // what is left in the pipe was not asked for
 		_ = s.write.Close()
 	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
 	o.notify()
 }
 

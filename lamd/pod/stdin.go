@@ -101,12 +101,15 @@ func (s *stdin) run(ctx context.Context) error {
 	return ctx.Err()
 }
 
+// close ends the feeding. The files are closed without the lock: Close waits
+// for a feeder that is about to take it.
 func (s *stdin) close() {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.closed = true
+	write := s.write
 	s.cond.Broadcast()
-	_ = s.write.Close() // the pod ends
+	s.mu.Unlock()
+	_ = write.Close() // the pod ends
 	_ = s.read.Close()
 }
 
