@@ -193,6 +193,7 @@ func (m *pods) bringUp(ctx context.Context, p *localPod) error {
 		return err
 	}
 	st, err := p.awaitStatus(ctx)
+	p.procs = processesOf(st.SupervisorPID, st.InitPID)
 	if err != nil {
 		return err
 	}
@@ -204,7 +205,6 @@ func (m *pods) bringUp(ctx context.Context, p *localPod) error {
 	if err != nil {
 		return fmt.Errorf("attach link: %w", err)
 	}
-	p.procs = processesOf(st.SupervisorPID)
 	if err := p.call(ctx, http.MethodPost, podapi.PathLink, podapi.Link{Name: name}, nil); err != nil {
 		return err
 	}
