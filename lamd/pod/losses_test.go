@@ -51,7 +51,7 @@ func (h *harness) waitReady() {
 // would abort them. Its pod is then replaced.
 func TestRankKilledOthersWait(t *testing.T) {
 	inCluster(t, func(t *testing.T) {
-		argv := []string{compile(t, "ring"), "300", "20000", "10", "8000"}
+		argv := []string{compile(t, "ring"), "200", "5000", "10", "8000"}
 		want := undisturbed(t, 2, 1, argv...)
 		h := newHarness(t, 2, 1, argv...)
 		h.startAll()

@@ -264,11 +264,11 @@ func TestLosePodAndRecover(t *testing.T) {
 // same epoch, of pods that were rebuilt before.
 func TestManyLosses(t *testing.T) {
 	inOneCluster(t, func(t *testing.T) {
-		argv := []string{compile(t, "ring"), "400", "10000", "10", "8000"}
+		argv := []string{compile(t, "ring"), "200", "2000", "5", "12000"}
 		want := undisturbed(t, 2, 2, argv...)
 		h := newHarness(t, 2, 2, argv...)
 		h.startAll()
-		h.pods[0].waitOutput(0, "step 20 ")
+		h.pods[0].waitOutput(0, "step 10 ")
 		h.checkpoint(1)
 		for i := range 4 {
 			time.Sleep(time.Duration(37*i) * time.Millisecond) // somewhere in the run
