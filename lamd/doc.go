@@ -11,9 +11,10 @@
 //
 // What lamd does not do: it never touches a rank. The pod supervisor does, and
 // it outlives this daemon; a restarted daemon finds running supervisors by
-// their sockets (pods.go).
+// their sockets (adopt.go).
 //
-// Lock order: Daemon has no lock of its own; pods.mu, lead.mu, fences.mu and
-// eventLog.mu are leaves and are never held while another is taken or while
-// a request is under way.
+// Lock order: pods.busy is held, per job, while a request to the supervisor of
+// that job is under way, and nodeAPI.copying, per image, while it is fetched.
+// Daemon.mu, pods.mu, lead.mu and news.mu are leaves and are never held while
+// another is taken or while a request is under way.
 package lamd
