@@ -123,6 +123,9 @@ func summary(j *scheduler.Job) string {
 	for _, b := range j.Bills {
 		pause += b.MS["total"]
 		lost += b.MS["lost_work"]
+		if b.MS["detect"] == 0 {
+			continue // a rank was killed, or the job restarted: no node was lost
+		}
 		for _, n := range b.Lost {
 			nodes = append(nodes, string(n))
 		}
