@@ -83,12 +83,12 @@ func (c *Client) call(ctx context.Context, r request, out any) error {
 // send tries the lamds in turn until one answers r. The caller closes the
 // body of the response, whose status is 2xx.
 func (c *Client) send(ctx context.Context, r request) (*http.Response, error) {
-	deadline := time.Now().Add(retryFor)
+	var deadline time.Time // counts from the first failure: an answer may take long before
 	for {
 		resp, err := c.round(ctx, r)
 		var stop *stopError
 		var refused *Error
-		if errors.As(err, &refused) && r.patient {
+		if errors.As(err, &refused) && r.patient || deadline.IsZero() {
 			deadline = time.Now().Add(retryFor)
 		}
 		switch {
@@ -142,7 +142,12 @@ func (c *Client) round(ctx context.Context, r request) (*http.Response, error) {
 		if errors.As(err, &stop) || ctx.Err() != nil {
 			return nil, err
 		}
-		last = err
+		// A lamd that answered tells more than a dead node's socket, whichever
+		// was asked last.
+		var refused *Error
+		if !errors.As(last, &refused) {
+			last = err
+		}
 	}
 	return nil, last
 }
