@@ -103,7 +103,11 @@ func runOnce(ctx context.Context, cfg Config, log zerolog.Logger) error {
 		return fmt.Errorf("lamd: %w", err)
 	}
 	g, ctx := errgroup.WithContext(ctx)
-	d.pods.onUp = func(p *localPod) { g.Go(func() error { d.agent.watch(ctx, p); return nil }) }
+	d.pods.onUp = func(p *localPod) {
+		if ctx.Err() == nil { // else the next daemon meets it
+			g.Go(func() error { d.agent.watch(ctx, p); return nil })
+		}
+	}
 	g.Go(func() error { d.adopt(ctx, found); return nil })
 	g.Go(func() error { return d.members.Run(ctx) })
 	g.Go(func() error { return d.sched.Run(ctx) })
@@ -142,10 +146,10 @@ func (d *Daemon) adopt(ctx context.Context, found []claimed) {
 
 // endPods ends every pod of a life that is over.
 func (d *Daemon) endPods() error {
-	any := func(*localPod) bool { return true }
+	each := func(*localPod) bool { return true }
 	var errs []error
 	for _, p := range d.pods.list() {
-		errs = append(errs, d.pods.kill(context.Background(), p.job, any)) // bounded by killMax
+		errs = append(errs, d.pods.kill(context.Background(), p.job, each)) // bounded by killMax
 	}
 	return errors.Join(errs...)
 }
@@ -169,7 +173,7 @@ func newDaemon(cfg Config, log zerolog.Logger) (*Daemon, error) {
 	d.finder = &leaderFinder{self: cfg.Node, told: func() bool { return d.sched.Leader().Node != "" }, nodes: d.knownNodes, peers: d.peers}
 	d.agent = &agent{node: cfg.Node, boot: cfg.Boot, pods: d.pods, leader: d.leader, peers: d.peers, log: component(log, "agent")}
 	if d.members, err = membership.New(d.membershipConfig()); err != nil {
-		return nil, fmt.Errorf("lamd: %w", err)
+		return nil, fmt.Errorf("lamd: %w", errors.Join(err, d.store.Close()))
 	}
 	return d, nil
 }
