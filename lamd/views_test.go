@@ -75,13 +75,13 @@ func TestEndedView(t *testing.T) {
 		},
 		"recovered": {
 			scheduler.Job{ID: 7, Spec: job.Spec{Name: "cg"}, ExitCode: new(int), Recoveries: 1, Bills: []scheduler.Bill{
-				{Lost: []job.NodeID{"n2"}, MS: map[string]float64{"total": 120.4, "lost_work": 900}},
+				{Lost: []job.NodeID{"n2"}, MS: map[string]float64{"total": 120.4, "lost_work": 900, "detect": 80}},
 			}},
 			control.Ended{Summary: "job 7 (cg): 1 recovery after the loss of n2; paused 120 ms, repeated 900 ms of work"},
 		},
 		"recovered twice, once in place": {
 			scheduler.Job{ID: 7, Spec: job.Spec{Name: "cg"}, ExitCode: new(int), Recoveries: 2, Bills: []scheduler.Bill{
-				{MS: map[string]float64{"total": 100}}, {MS: map[string]float64{"total": 50, "lost_work": 1}},
+				{Lost: []job.NodeID{"n2"}, MS: map[string]float64{"total": 100}}, {MS: map[string]float64{"total": 50, "lost_work": 1}},
 			}},
 			control.Ended{Summary: "job 7 (cg): 2 recoveries; paused 150 ms, repeated 1 ms of work"},
 		},
