@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"maps"
 	"net"
 	"net/http"
@@ -15,7 +14,6 @@ import (
 	"slices"
 	"strconv"
 	"sync"
-	"time"
 
 	"github.com/rs/zerolog"
 	"golang.org/x/sync/errgroup"
@@ -23,13 +21,11 @@ import (
 	"github.com/lampause/lampause/image"
 	"github.com/lampause/lampause/internal/control"
 	"github.com/lampause/lampause/internal/podapi"
-	"github.com/lampause/lampause/internal/stream"
 	"github.com/lampause/lampause/job"
 	"github.com/lampause/lampause/lamd/nodelink"
 	"github.com/lampause/lampause/lamd/pod"
 	"github.com/lampause/lampause/membership"
 	"github.com/lampause/lampause/scheduler"
-	"github.com/lampause/lampause/scheduler/conduct"
 )
 
 // Daemon is a node's lamd. It runs once.
@@ -44,6 +40,7 @@ type Daemon struct {
 	sched   *scheduler.Scheduler
 	news    *news
 	finder  *leaderFinder
+	fan     *fanout
 
 	mu      sync.Mutex // guards below
 	leading *lead
@@ -170,6 +167,7 @@ func newDaemon(cfg Config, log zerolog.Logger) (*Daemon, error) {
 		return nil, fmt.Errorf("lamd: %w", err)
 	}
 	d.pods = newPods(cfg.podsDir(), pod.Starter{Exe: cfg.Exe}, linker{d.nodeLink}, component(log, "pods"))
+	d.fan = &fanout{self: cfg.Node, local: d.pods, link: &httpTree{peers: d.peers}, log: component(log, "tree")}
 	d.finder = &leaderFinder{self: cfg.Node, told: func() bool { return d.sched.Leader().Node != "" }, nodes: d.knownNodes, peers: d.peers}
 	d.agent = &agent{node: cfg.Node, boot: cfg.Boot, pods: d.pods, leader: d.leader, peers: d.peers, log: component(log, "agent")}
 	if d.members, err = membership.New(d.membershipConfig()); err != nil {
@@ -312,6 +310,7 @@ func (d *Daemon) lead() *lead {
 func (d *Daemon) serve(ctx context.Context) error {
 	node := &nodeAPI{
 		self: d.cfg.Node, pods: d.pods, store: d.store, peers: d.peers, log: component(d.log, "node-api"),
+		fan:     d.fan,
 		archive: &archive{dir: filepath.Join(d.cfg.RuntimeDir, "ended")},
 		stateOf: func(id job.ID) string { return filepath.Join(d.cfg.imagesDir(), id.String()) },
 		tmpOf:   func(id job.ID) string { return filepath.Join(d.cfg.RuntimeDir, "tmp", id.String()) },
@@ -342,129 +341,4 @@ func (d *Daemon) serve(ctx context.Context) error {
 func (d *Daemon) applyHere(ctx context.Context, c scheduler.Command) error {
 	_, err := d.sched.Apply(ctx, c)
 	return err
-}
-
-// joinCluster tells the log of this node, again whenever the log does not have
-// it as it is, until ctx ends.
-//
-// Expected errors: *staleBoot.
-func (d *Daemon) joinCluster(ctx context.Context) error {
-	role := scheduler.Compute
-	if d.cfg.Spare {
-		role = scheduler.Spare
-	}
-	last, err := lastStored(d.cfg.imagesDir())
-	if err != nil {
-		return err
-	}
-	join := scheduler.Command{Join: &scheduler.Join{
-		LastJob: last, Node: d.cfg.Node, Addr: d.cfg.Addr.String(), Boot: d.cfg.Boot, Session: d.cfg.Session, Role: role, Slots: d.cfg.Slots,
-	}}
-	for ctx.Err() == nil {
-		call, cancel := context.WithTimeout(ctx, statusTimeout)
-		_, err := d.agent.toLeader(call, "/v1/join", join, nil)
-		cancel()
-		var refused *control.Error
-		if errors.As(err, &refused) && refused.Status == http.StatusPreconditionFailed {
-			boot, perr := strconv.ParseUint(refused.Message, 10, 64)
-			if perr != nil {
-				return fmt.Errorf("join: %w", err)
-			}
-			return &staleBoot{boot: job.Boot(boot)}
-		}
-		wait := retryPause
-		if err == nil {
-			wait = joinAgain
-		}
-		pause(ctx, wait)
-	}
-	return ctx.Err()
-}
-
-// lastStored returns the highest job number in an image store.
-func lastStored(dir string) (job.ID, error) {
-	entries, err := os.ReadDir(dir)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return 0, fmt.Errorf("image store: %w", err)
-	}
-	var last job.ID
-	for _, e := range entries {
-		if id, err := job.ParseID(e.Name()); err == nil {
-			last = max(last, id)
-		}
-	}
-	return last, nil
-}
-
-// joinAgain is how often a node makes sure that the log has it.
-const joinAgain = 2 * time.Second
-
-// watchMembers passes what gossip says on to the conductor.
-func (d *Daemon) watchMembers(ctx context.Context) error {
-	for {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case e, ok := <-d.members.Events():
-			if !ok {
-				return ctx.Err()
-			}
-			d.noteMember(e)
-		}
-	}
-}
-
-func (d *Daemon) noteMember(e membership.Event) {
-	d.log.Info().Str("kind", string(e.Kind)).Str("member", string(e.Node)).Uint64("member_boot", uint64(e.Boot)).
-		Str("source", string(e.Source)).Dur("doubt_ms", e.Doubt).Msg("member")
-	if e.Kind == membership.Alive && e.Meta.Addr.IsValid() {
-		d.mu.Lock()
-		d.addrs[e.Node] = e.Meta.Addr
-		d.mu.Unlock()
-	}
-	if l := d.lead(); l != nil {
-		if ev := memberEvent(e); ev != nil {
-			l.event(ev)
-		}
-	}
-}
-
-// memberEvent translates a change of membership for the conductor.
-func memberEvent(e membership.Event) conduct.Event {
-	ref := scheduler.NodeRef{Node: e.Node, Boot: e.Boot}
-	age := float64(e.Doubt) / float64(time.Millisecond)
-	switch e.Kind {
-	case membership.Alive:
-		return conduct.Cleared{Node: ref}
-	case membership.Suspect:
-		return conduct.Suspect{Node: ref, Source: string(e.Source), AgeMS: age}
-	case membership.Dead:
-		return conduct.Evidence{Node: ref, Source: string(e.Source), AgeMS: age, Certain: e.Source == membership.SourceBoot}
-	}
-	return nil
-}
-
-// leadTerm runs the conductor of one term, until ctx ends.
-func (d *Daemon) leadTerm(ctx context.Context, term uint64) {
-	act := &actor{peers: d.peers, propose: d.applyHere, state: d.sched.State}
-	l := newLead(term, act, func(dr conduct.Drop) {
-		if err := act.drop(ctx, dr); err != nil && ctx.Err() == nil {
-			d.log.Debug().Err(err).Msg("images not dropped; swept later")
-		}
-	}, component(d.log, "conductor"))
-	d.mu.Lock()
-	d.leading = l
-	d.mu.Unlock()
-	for _, m := range d.members.Members() { // what was said before this term
-		if m.State != membership.Alive {
-			e := membership.Event{Kind: m.State, Node: m.Node, Boot: m.Boot, Source: m.Source, Doubt: time.Since(m.Accused)}
-			if ev := memberEvent(e); ev != nil {
-				l.event(ev)
-			}
-		}
-	}
-	l.run(ctx, conduct.Config{Pair: stream.Pair, SetDigest: image.SetDigest, Lease: leaseTTL, LeaseMargin: leaseMargin}, d.sched.State, d.news.after)
-	d.mu.Lock()
-	d.leading = nil
-	d.mu.Unlock()
 }
