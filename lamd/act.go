@@ -21,6 +21,15 @@ type actor struct {
 	peers   *peers
 	propose func(context.Context, scheduler.Command) error
 	state   func() *scheduler.State
+	fan     *fanout // nil: every pod is asked by a request of its own
+}
+
+// batch takes the calls that go through the tree out of the actions of a step.
+func (a *actor) batch(acts []conduct.Action) ([]conduct.Action, [][]conduct.Call) {
+	if a == nil {
+		return acts, nil
+	}
+	return a.fan.split(acts)
 }
 
 // do carries out an action that is answered by a Done, and returns that.
@@ -89,19 +98,7 @@ func (a *actor) phase(ctx context.Context, act conduct.Call) conduct.Done {
 	ctx, cancel := context.WithTimeout(ctx, act.Timeout)
 	defer cancel()
 	reply, status, err := a.peers.postPhase(ctx, act.Node, act.Job, act.Request)
-	d := conduct.Done{Ref: act.Ref, Reply: reply}
-	switch {
-	case err != nil:
-		d.Reply, d.Failure = nil, failure(err)
-	case status == http.StatusOK:
-	default:
-		kind := failureKind(status)
-		if kind == conduct.Refused && reply.Retry {
-			kind = conduct.RefusedNow
-		}
-		d.Failure = &conduct.Failure{Kind: kind, Text: reply.Error}
-	}
-	return d
+	return phaseDone(act.Ref, reply, status, err)
 }
 
 func (a *actor) copy(ctx context.Context, act conduct.Copy) error {

@@ -140,8 +140,16 @@ func (l *lead) end() {
 	}
 }
 
-// carryOut starts every action.
+// carryOut starts every action, calls to many nodes through the tree.
 func (l *lead) carryOut(ctx context.Context, jobs *sync.WaitGroup, acts []conduct.Action) {
+	acts, batches := l.actor.batch(acts)
+	for _, calls := range batches {
+		jobs.Go(func() {
+			for _, d := range l.actor.fan.call(ctx, calls) {
+				l.event(d)
+			}
+		})
+	}
 	for _, act := range acts {
 		switch act := act.(type) {
 		case conduct.Answer:

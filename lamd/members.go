@@ -121,7 +121,7 @@ func memberEvent(e membership.Event) conduct.Event {
 
 // leadTerm runs the conductor of one term, until ctx ends.
 func (d *Daemon) leadTerm(ctx context.Context, term uint64) {
-	act := &actor{peers: d.peers, propose: d.applyHere, state: d.sched.State}
+	act := &actor{peers: d.peers, propose: d.applyHere, state: d.sched.State, fan: d.fan}
 	l := newLead(term, act, func(dr conduct.Drop) {
 		if err := act.drop(ctx, dr); err != nil && ctx.Err() == nil {
 			d.log.Debug().Err(err).Msg("images not dropped; swept later")

@@ -35,6 +35,7 @@ import (
 //	GET  /v1/images/JOB/EPOCH/POD/FILE
 //	*    /v1/pods/JOB/PATH         PATH of the supervisor (podapi)
 //	*    /v1/control/PATH          PATH of the control API, at the leader
+//	POST /v1/tree                  treeRequest
 //	POST /v1/report /v1/lease /v1/fence /v1/apply   at the leader
 
 // killRequest asks for the end of a pod built in an incarnation up to UpTo.
@@ -77,6 +78,7 @@ type nodeAPI struct {
 	tmpOf   func(job.ID) string // private $TMPDIR of a job's pod
 	peers   *peers
 	archive *archive
+	fan     *fanout
 	log     zerolog.Logger
 	copying keyLock[imageKey] // a repeated copy waits for the first one
 }
@@ -97,6 +99,7 @@ func (n *nodeAPI) routes(mux *http.ServeMux) {
 	mux.HandleFunc("GET /v1/images/{job}/{epoch}/{pod}/{file}", n.serveImage)
 	mux.HandleFunc("GET /v1/node/images/{job}", n.held)
 	mux.HandleFunc("/v1/pods/{job}/", n.proxyPod)
+	mux.HandleFunc("POST /v1/tree", n.fan.serve)
 }
 
 // handle registers a JSON request with an empty answer.
@@ -356,6 +359,10 @@ func (p *peers) postPhase(ctx context.Context, node job.NodeID, id job.ID, in po
 	if err != nil {
 		return nil, 0, err
 	}
+	return postPhaseTo(ctx, p.client, url, in)
+}
+
+func postPhaseTo(ctx context.Context, c *http.Client, url string, in podapi.PhaseRequest) (*podapi.PhaseReply, int, error) {
 	b, err := json.Marshal(in)
 	if err != nil {
 		return nil, 0, fmt.Errorf("encode phase: %w", err)
@@ -364,7 +371,7 @@ func (p *peers) postPhase(ctx context.Context, node job.NodeID, id job.ID, in po
 	if err != nil {
 		return nil, 0, err
 	}
-	resp, err := p.client.Do(req)
+	resp, err := c.Do(req)
 	if err != nil {
 		return nil, 0, err
 	}
