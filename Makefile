@@ -1,5 +1,5 @@
 # Short names for the tasks of ./run, which works without make.
-.PHONY: build test check lint fuzz demo bench deps clean
+.PHONY: build test check lint fuzz demo bench bench-engine deps clean
 
-build test check lint fuzz demo bench deps clean:
+build test check lint fuzz demo bench bench-engine deps clean:
 	./run $@
