@@ -74,8 +74,14 @@ func TestNewSockets(t *testing.T) {
 	l := s.listener()
 	a, b := s.pair(l)
 	for fd, opts := range map[int][][3]int{
-		a: {{unix.IPPROTO_TCP, unix.TCP_NODELAY, 1}, {unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1}, {unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 33},
-			{unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, 4321}, {unix.SOL_SOCKET, unix.SO_SNDBUF, 100000}, {unix.IPPROTO_IP, unix.IP_TOS, 8}},
+		a: {
+			{unix.IPPROTO_TCP, unix.TCP_NODELAY, 1},
+			{unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1},
+			{unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 33},
+			{unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, 4321},
+			{unix.SOL_SOCKET, unix.SO_SNDBUF, 100000},
+			{unix.IPPROTO_IP, unix.IP_TOS, 8},
+		},
 		b: {{unix.SOL_SOCKET, unix.SO_RCVBUF, 90000}, {unix.SOL_SOCKET, unix.SO_RCVLOWAT, 1}, {unix.SOL_SOCKET, unix.SO_REUSEADDR, 0}},
 		l: {{unix.IPPROTO_TCP, unix.TCP_DEFER_ACCEPT, 3}},
 	} {

@@ -46,7 +46,8 @@ func (w *fakeWork) do(ctx context.Context, q podapi.PhaseRequest) (podapi.PhaseR
 }
 
 func (w *fakeWork) giveUp(_ context.Context, e job.Epoch) error { w.say("give up %d", e); return nil }
-func (w *fakeWork) renamed(h podapi.Header)                     { w.say("incarnation %d", h.Incarnation) }
+
+func (w *fakeWork) renamed(h podapi.Header) { w.say("incarnation %d", h.Incarnation) }
 
 func (w *fakeWork) said() string {
 	w.mu.Lock()
