@@ -53,13 +53,6 @@ type treeRequest struct {
 	TimeoutMS int64        `json:"timeout_ms"`
 }
 
-// treePart is what one node is asked for: an op of each of its pods concerned.
-type treePart struct {
-	Ref     conduct.Ref         `json:"ref"`
-	Job     job.ID              `json:"job"`
-	Request podapi.PhaseRequest `json:"request"`
-}
-
 // treeDone answers a treePart.
 type treeDone struct {
 	Ref    conduct.Ref        `json:"ref"`
@@ -152,18 +145,17 @@ func (f *fanout) call(ctx context.Context, calls []conduct.Call) []conduct.Done 
 
 // broadcast sends the calls along the tree of their nodes, this one first.
 func (f *fanout) broadcast(ctx context.Context, calls []conduct.Call) (tree.Reply, error) {
-	parts := map[job.NodeID][]treePart{}
 	nodes := []job.NodeID{f.self}
 	for _, c := range calls {
-		if c.Node != f.self && parts[c.Node] == nil {
+		if c.Node != f.self {
 			nodes = append(nodes, c.Node)
 		}
-		parts[c.Node] = append(parts[c.Node], treePart{Ref: c.Ref, Job: c.Job, Request: c.Request})
 	}
 	slices.Sort(nodes[1:])
-	payload, err := json.Marshal(parts)
+	nodes = slices.Compact(nodes)
+	payload, err := packCalls(calls)
 	if err != nil {
-		return tree.Reply{}, fmt.Errorf("encode ops: %w", err)
+		return tree.Reply{}, err
 	}
 	v := tree.View{Nodes: nodes, Arity: f.width()}
 	return tree.Broadcast(ctx, f, f.perform, v, f.self, f.last.Add(1), treePhase, payload)
@@ -204,37 +196,14 @@ func (f *fanout) Send(ctx context.Context, to job.NodeID, m tree.Message) (tree.
 	return r, err
 }
 
-// prune keeps the parts of the nodes in a message's interval.
-func prune(m tree.Message) (json.RawMessage, error) {
-	var all map[job.NodeID]json.RawMessage
-	if err := json.Unmarshal(m.Payload, &all); err != nil {
-		return nil, fmt.Errorf("message of the tree: %w", err)
-	}
-	some := make(map[job.NodeID]json.RawMessage, m.Hi-m.Lo)
-	root := max(slices.Index(m.View.Nodes, m.Root), 0)
-	for i := m.Lo; i < m.Hi; i++ {
-		n := m.View.Nodes[(root+i)%len(m.View.Nodes)]
-		if part, ok := all[n]; ok {
-			some[n] = part
-		}
-	}
-	return json.Marshal(some)
-}
-
 // perform is the handler of messages: this node's part, its pods in parallel.
 func (f *fanout) perform(ctx context.Context, m tree.Message) (json.RawMessage, error) {
 	if m.Kind != treePhase {
 		return nil, fmt.Errorf("message of kind %q", m.Kind)
 	}
-	var all map[job.NodeID]json.RawMessage
-	if err := json.Unmarshal(m.Payload, &all); err != nil {
-		return nil, fmt.Errorf("message of the tree: %w", err)
-	}
-	var parts []treePart
-	if mine, ok := all[f.self]; ok {
-		if err := json.Unmarshal(mine, &parts); err != nil {
-			return nil, fmt.Errorf("message of the tree: %w", err)
-		}
+	parts, err := unpackParts(m.Payload, f.self)
+	if err != nil {
+		return nil, err
 	}
 	out := make([]treeDone, len(parts))
 	each(len(parts), func(i int) { out[i] = f.performOne(ctx, parts[i]) })

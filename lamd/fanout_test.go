@@ -1,17 +1,20 @@
 package lamd
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
+	"net/netip"
 	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/rs/zerolog"
 
 	"github.com/lampause/lampause/internal/podapi"
@@ -45,12 +48,12 @@ func (m member) send(ctx context.Context, to job.NodeID, in treeRequest) (tree.R
 	if m.f.dead[to] {
 		return tree.Reply{}, errNobody
 	}
-	var parts map[job.NodeID]json.RawMessage
-	if err := json.Unmarshal(in.Message.Payload, &parts); err != nil {
+	var load treeLoad
+	if err := json.Unmarshal(in.Message.Payload, &load); err != nil {
 		return tree.Reply{}, err
 	}
 	m.f.mu.Lock()
-	m.f.heard[to] = max(m.f.heard[to], len(parts))
+	m.f.heard[to] = max(m.f.heard[to], len(load.Parts))
 	m.f.mu.Unlock()
 	return m.f.all[to].relay(ctx, in)
 }
@@ -343,5 +346,48 @@ func TestTreeRefusesWhatIsNotForIt(t *testing.T) {
 	r, err := h.send(testContext(t), "n01", treeRequest{Message: m, TimeoutMS: patience.Milliseconds()})
 	if err != nil || r.Answers["n01"].Error == "" {
 		t.Errorf("%+v, %v", r, err)
+	}
+}
+
+// TestCommonPartsTravelOnce: requests come out as they went in, and what all
+// pods are told alike does not multiply.
+func TestCommonPartsTravelOnce(t *testing.T) {
+	calls := freezes(20, time.Second)
+	for i := range calls {
+		r := &calls[i].Request
+		r.Lost = []job.PodIndex{3}
+		r.Peers = []podapi.Mark{{Rank: job.Rank(i)}}
+		for p := range 20 {
+			r.Book = append(r.Book, job.PodAddress{Pod: job.PodIndex(p), MAC: "02:00:00:00:00:01"})
+			r.Placement = append(r.Placement, job.PodPlacement{Pod: job.PodIndex(p), Ranks: []job.Rank{job.Rank(p)}})
+		}
+	}
+	calls[7].Request.Lost = nil // not as the others
+	payload, err := packCalls(calls)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := tree.Message{Root: "n00", View: tree.View{Nodes: append([]job.NodeID{"n00"}, namesBut(20, "n00")...)}, Lo: 5, Hi: 9, Payload: payload}
+	if m.Payload, err = prune(m); err != nil {
+		t.Fatal(err)
+	}
+	for i, c := range calls {
+		parts, err := unpackParts(m.Payload, c.Node)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if i < 5 || i >= 9 {
+			if len(parts) != 0 {
+				t.Errorf("%s is outside and has %d parts", c.Node, len(parts))
+			}
+			continue
+		}
+		want := []treePart{{Ref: c.Ref, Job: 7, Request: c.Request, Common: i != 7}}
+		if d := cmp.Diff(want, parts, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); d != "" {
+			t.Errorf("%s (-want +got):\n%s", c.Node, d)
+		}
+	}
+	if n := bytes.Count(payload, []byte(`"mac"`)); n != 40 {
+		t.Errorf("%d addresses, want the common ones and those of the odd pod", n)
 	}
 }
