@@ -112,13 +112,6 @@ func newStdio(t *testing.T, out *os.File) stdio {
 	return stdio{null, out}
 }
 
-// seed starts a seed in n.
-func seed(t *testing.T, n *nsinit.Namespace) migrate.Seed {
-	t.Helper()
-	s, _ := seedWithEnd(t, n)
-	return s
-}
-
 // seedWithEnd starts a seed and returns what ends it.
 func seedWithEnd(t *testing.T, n *nsinit.Namespace) (migrate.Seed, func()) {
 	t.Helper()

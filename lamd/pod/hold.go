@@ -89,13 +89,6 @@ func (h *holds) again(ctx context.Context) error {
 	return h.send(ctx, unix.SIGSTOP)
 }
 
-// by reports whether who holds the ranks.
-func (h *holds) by(who holder) bool {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return h.set[who]
-}
-
 func (h *holds) any() bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()

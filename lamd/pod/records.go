@@ -136,14 +136,6 @@ func (b *exitBook) save() error {
 	return nil
 }
 
-// get returns the end of a rank.
-func (b *exitBook) get(r job.Rank) (job.Exit, bool) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	e, ok := b.exits[r]
-	return e, ok
-}
-
 // all returns a copy of the records.
 func (b *exitBook) all() map[job.Rank]job.Exit {
 	b.mu.Lock()

@@ -49,14 +49,13 @@ type world struct {
 
 // wnode is a machine.
 type wnode struct {
-	id      job.NodeID
-	boot    job.Boot
-	up      bool // the machine runs
-	lamd    bool // lamd answers
-	cut     bool // reaches only itself
-	pods    map[job.ID]*wpod
-	images  map[imageKey]wimage
-	removed bool
+	id     job.NodeID
+	boot   job.Boot
+	up     bool // the machine runs
+	lamd   bool // lamd answers
+	cut    bool // reaches only itself
+	pods   map[job.ID]*wpod
+	images map[imageKey]wimage
 }
 
 type imageKey struct {
