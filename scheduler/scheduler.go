@@ -262,9 +262,16 @@ func (s *Scheduler) wait(ctx context.Context, f raft.Future) error {
 }
 
 // Confirm asks a majority whether this node is still the leader, and returns
-// its term. The question is put after the call began: when it succeeds, no
-// other node had become leader before the call. Calls at the same time share
-// one question.
+// its term. Calls at the same time share one question.
+//
+// What success means: a majority accepted this leader at a moment that is less
+// than Config.Lease before the call. It is not "after the call began", for
+// raft also counts answers to heartbeats that were under way; but it steps down
+// after Config.Lease without a majority, so no answer is older than that. A
+// lease granted on it ends at most Config.Lease + the lease's length after that
+// moment, and another leader, which followers elect no sooner than
+// Config.Heartbeat >= Config.Lease after it, waits one lease before it releases
+// anybody: so the lease is over by then.
 //
 // Expected errors: *ErrNotLeader, ErrUnknownOutcome.
 func (s *Scheduler) Confirm(ctx context.Context) (uint64, error) {
