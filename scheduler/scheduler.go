@@ -262,16 +262,8 @@ func (s *Scheduler) wait(ctx context.Context, f raft.Future) error {
 }
 
 // Confirm asks a majority whether this node is still the leader, and returns
-// its term. Calls at the same time share one question.
-//
-// What success means: a majority accepted this leader at a moment that is less
-// than Config.Lease before the call. It is not "after the call began", for
-// raft also counts answers to heartbeats that were under way; but it steps down
-// after Config.Lease without a majority, so no answer is older than that. A
-// lease granted on it ends at most Config.Lease + the lease's length after that
-// moment, and another leader, which followers elect no sooner than
-// Config.Heartbeat >= Config.Lease after it, waits one lease before it releases
-// anybody: so the lease is over by then.
+// its term. The question is put after the call began: see confirmRounds. Calls
+// at the same time share one question.
 //
 // Expected errors: *ErrNotLeader, ErrUnknownOutcome.
 func (s *Scheduler) Confirm(ctx context.Context) (uint64, error) {
@@ -293,6 +285,15 @@ func (s *Scheduler) Confirm(ctx context.Context) (uint64, error) {
 	}
 }
 
+// confirmRounds is how often raft is asked for one confirmation. It counts an
+// answer to a heartbeat that was under way when it was asked, and every follower
+// has at most one of those. The followers of three or five voters make up two
+// majorities with the leader, so two rounds may succeed on such answers, and
+// the third has only fresh ones. (raft also counts answers to log entries that
+// were under way; those come in the same moments, and a leader that appends
+// without a majority steps down after Config.Lease.)
+const confirmRounds = 3
+
 // serveConfirm answers all waiting calls of Confirm with one question at a
 // time.
 func (s *Scheduler) serveConfirm(ctx context.Context) {
@@ -312,7 +313,12 @@ func (s *Scheduler) serveConfirm(ctx context.Context) {
 				more = false
 			}
 		}
-		err := s.wait(ctx, s.raft.VerifyLeader())
+		var err error
+		for range confirmRounds {
+			if err = s.wait(ctx, s.raft.VerifyLeader()); err != nil {
+				break
+			}
+		}
 		for _, c := range batch {
 			c <- err
 		}
