@@ -2,8 +2,6 @@ package e2e
 
 import (
 	"fmt"
-	"math/rand/v2"
-	"os"
 	"strconv"
 	"strings"
 	"syscall"
@@ -138,54 +136,6 @@ func TestVacateAndRestart(t *testing.T) {
 func lastLine(s string) string {
 	lines := strings.Split(strings.TrimSpace(s), "\n")
 	return lines[len(lines)-1]
-}
-
-// Losses at random moments, again and again; the repaired node is the next
-// spare. Every line of output exactly once.
-func TestSoak(t *testing.T) {
-	if os.Getenv("LAM_TEST_LONG") == "" {
-		t.Skip("soak of many node losses: set LAM_TEST_LONG=1")
-	}
-	losses := 200
-	if n, err := strconv.Atoi(os.Getenv("LAM_SOAK_LOSSES")); err == nil {
-		losses = n
-	}
-	asUsers(t, func(t *testing.T, u user) {
-		c := boot(t, u, 2, 1)
-		seed := uint64(time.Now().UnixNano())
-		t.Logf("seed %d", seed)
-		rng := rand.New(rand.NewPCG(seed, 0))
-		prog := []string{"pairs", "-n", "400", "-k", "10", "-m", "500000", "-u", "20000"}
-		want := c.mpirun(2*time.Minute, mpirunArgs([]string{"-n", "2", "-ppn", "1"}, prog)...)
-		for id, done := job.ID(2), 0; done < losses; id++ {
-			r := c.start(5*time.Minute, mpirunArgs([]string{"-n", "2", "-ppn", "1", "--ckpt-interval", "1s", "--output", "committed"}, prog)...)
-			done += c.loseAtRandom(rng, id, min(3, losses-done))
-			if code, got := r.wait(); code != 0 || got != want {
-				t.Fatalf("job %d after %d losses: exit code %d, output\n%s\nwant\n%s\nstderr\n%s", id, done, code, got, want, r.err.String())
-			}
-			t.Logf("%d losses", done)
-		}
-	})
-}
-
-// loseAtRandom takes the power of nodes of a job at random moments, n times or
-// until the job has ended, and returns how many.
-func (c *cluster) loseAtRandom(rng *rand.Rand, id job.ID, n int) int {
-	c.t.Helper()
-	c.awaitEpoch(id, 0)
-	for i := range n {
-		time.Sleep(time.Duration(rng.IntN(2500)) * time.Millisecond)
-		d := c.job(id)
-		if d.State.Final() {
-			return i
-		}
-		node := string(d.Placement[rng.IntN(len(d.Placement))].Node)
-		c.must("lam", "fail", node)
-		c.await(time.Minute, "recovery", func() bool { d := c.job(id); return d.Recoveries > i || d.State.Final() })
-		c.must("lam", "revive", node)
-		c.await(30*time.Second, node+" is back", func() bool { return strings.Count(c.must("lam", "nodes"), "alive") == 3 })
-	}
-	return n
 }
 
 // The spare dies while it restores: the next one takes over, from the same
