@@ -86,15 +86,24 @@ func (m *pods) meet(ctx context.Context, c claimed) (gone bool, err error) {
 // known reads the specification of a pod from its directory.
 func (m *pods) known(id job.ID) (*localPod, error) {
 	dir := m.podDir(id)
-	b, err := os.ReadFile(filepath.Join(dir, specFile))
+	spec, err := readSpec(dir)
 	if err != nil {
 		return nil, err
 	}
-	var spec podapi.PodSpec
-	if err := json.Unmarshal(b, &spec); err != nil {
-		return nil, fmt.Errorf("%s: %w", specFile, err)
-	}
 	return m.open(id, dir, spec), nil
+}
+
+// readSpec reads what writePodDir wrote.
+func readSpec(dir string) (podapi.PodSpec, error) {
+	var spec podapi.PodSpec
+	b, err := os.ReadFile(filepath.Join(dir, specFile))
+	if err != nil {
+		return spec, err
+	}
+	if err := json.Unmarshal(b, &spec); err != nil {
+		return spec, fmt.Errorf("%s: %w", specFile, err)
+	}
+	return spec, nil
 }
 
 // greet asks a supervisor who it is.

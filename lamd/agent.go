@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"strconv"
 	"sync"
@@ -301,22 +300,6 @@ func pause(ctx context.Context, d time.Duration) {
 	case <-ctx.Done():
 	case <-t.C:
 	}
-}
-
-// relayFence passes a pod's arrival at a PMI fence to the leader and its
-// answer back; a lost leader is a retry of the supervisor's.
-func (a *agent) relayFence(w http.ResponseWriter, r *http.Request) {
-	body, err := io.ReadAll(io.LimitReader(r.Body, maxBody))
-	if err != nil {
-		writeError(w, badRequest("fence: "+err.Error()))
-		return
-	}
-	var out podapi.FenceReply
-	if _, err := a.toLeader(r.Context(), "/v1/fence", json.RawMessage(body), &out); err != nil {
-		writeError(w, err)
-		return
-	}
-	writeJSON(w, out)
 }
 
 func intQuery(r *http.Request, key string) (int, error) {
