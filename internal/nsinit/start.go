@@ -6,13 +6,13 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"strconv"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/lampause/lampause/internal/pid1"
 )
 
 // startLimit bounds the wait for init to be ready, and for it to end.
@@ -20,21 +20,14 @@ const startLimit = 20 * time.Second
 
 // Namespace is a running init with its programs.
 type Namespace struct {
-	cmd  *exec.Cmd
-	sock *os.File
+	cmd    *exec.Cmd
+	client *pid1.Client
 
 	mu     sync.Mutex
-	last   uint64
-	waits  map[uint64]chan reply
-	exits  map[int]uint32
+	exits  map[int]unix.WaitStatus
 	exited chan struct{} // closed and renewed at every exit
-	err    error         // why no more will come
+	gone   bool          // no more will come
 	done   chan struct{} // closed when the reader ends
-}
-
-type reply struct {
-	m   message
-	fds []int
 }
 
 // Start makes namespaces and runs argv in them as init: a command that calls
@@ -47,24 +40,23 @@ func Start(ctx context.Context, argv, env []string) (*Namespace, error) {
 	if err != nil {
 		return nil, fmt.Errorf("nsinit: %w", err)
 	}
-	ours, theirs := os.NewFile(uintptr(fds[0]), "nsinit"), os.NewFile(uintptr(fds[1]), "init")
+	theirs := os.NewFile(uintptr(fds[1]), "init")
 	cmd := exec.CommandContext(context.WithoutCancel(ctx), argv[0], argv[1:]...)
 	cmd.Env, cmd.Stderr, cmd.ExtraFiles = env, os.Stderr, []*os.File{theirs}
 	cmd.SysProcAttr = attributes()
 	err = cmd.Start()
 	err = errors.Join(err, theirs.Close())
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("nsinit: start in new namespaces: %w", err), ours.Close())
+		return nil, errors.Join(fmt.Errorf("nsinit: start in new namespaces: %w", err), unix.Close(fds[0]))
 	}
 	n := &Namespace{
-		cmd: cmd, sock: ours, waits: map[uint64]chan reply{}, exits: map[int]uint32{},
+		cmd: cmd, client: pid1.NewClient(fds[0]), exits: map[int]unix.WaitStatus{},
 		exited: make(chan struct{}), done: make(chan struct{}),
 	}
-	ready := n.expect()
 	go n.read()
 	ctx, cancel := context.WithTimeout(ctx, startLimit)
 	defer cancel()
-	if _, err := n.wait(ctx, ready); err != nil {
+	if err := n.client.Ready(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("nsinit: start: %w", err), n.Close())
 	}
 	return n, nil
@@ -86,64 +78,31 @@ func attributes() *syscall.SysProcAttr {
 	return a
 }
 
-// expect makes room for the answer to the next message.
-func (n *Namespace) expect() (id uint64) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.last++
-	n.waits[n.last] = make(chan reply, 1)
-	return n.last
-}
-
-func (n *Namespace) wait(ctx context.Context, id uint64) (reply, error) {
-	n.mu.Lock()
-	ch := n.waits[id]
-	n.mu.Unlock()
-	defer func() {
-		n.mu.Lock()
-		delete(n.waits, id)
-		n.mu.Unlock()
-	}()
-	select {
-	case r := <-ch:
-		if r.m.Error != "" {
-			closeAll(r.fds)
-			if r.m.Errno != 0 {
-				return r, fmt.Errorf("%s: %w", strings.TrimSuffix(r.m.Error, ": "+syscall.Errno(r.m.Errno).Error()), syscall.Errno(r.m.Errno))
-			}
-			return r, errors.New(r.m.Error)
-		}
-		return r, nil
-	case <-n.done:
-		return reply{}, n.err
-	case <-ctx.Done():
-		return reply{}, ctx.Err()
-	}
-}
-
-// read takes answers and exits until init is gone.
+// read takes what init says until it is gone.
 func (n *Namespace) read() {
 	defer close(n.done)
-	for {
-		m, fds, err := receive(int(n.sock.Fd()))
+	n.client.Receive(func(pid int, status unix.WaitStatus) {
 		n.mu.Lock()
-		if err != nil {
-			n.err = err
-			close(n.exited)
-			n.mu.Unlock()
-			return
-		}
-		if m.Exit {
-			n.exits[m.PID] = m.Status
-			close(n.exited)
-			n.exited = make(chan struct{})
-		} else if ch, ok := n.waits[m.ID]; ok {
-			ch <- reply{m, fds}
-			fds = nil
-		}
-		n.mu.Unlock()
-		closeAll(fds)
-	}
+		defer n.mu.Unlock()
+		n.exits[pid] = status
+		close(n.exited)
+		n.exited = make(chan struct{})
+	})
+	n.client.Close()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.gone = true
+	close(n.exited)
+}
+
+// Spec is a program to start. Its descriptors are those that go with it,
+// numbered from 0; it has no others.
+type Spec struct {
+	PID  int // wanted inside, 0 = any
+	Path string
+	Argv []string
+	Env  []string
+	Dir  string
 }
 
 // Program is a process that Spawn started.
@@ -158,42 +117,11 @@ type Program struct {
 //
 // Expected errors: an errno of execve (ENOENT, EACCES, ...), wrapped.
 func (n *Namespace) Spawn(ctx context.Context, s Spec, files ...*os.File) (*Program, error) {
-	fds := make([]int, len(files))
-	for i, f := range files {
-		fds[i] = int(f.Fd())
-	}
-	id := n.expect()
-	if err := send(int(n.sock.Fd()), message{ID: id, Spec: &s}, fds...); err != nil {
-		return nil, fmt.Errorf("nsinit: spawn %s: %w", s.Path, err)
-	}
-	r, err := n.wait(ctx, id)
+	p, err := n.client.Start(ctx, pid1.Spec{PID: s.PID, Path: s.Path, Argv: s.Argv, Env: s.Env, Dir: s.Dir, Umask: -1}, files...)
 	if err != nil {
 		return nil, fmt.Errorf("nsinit: spawn %s: %w", s.Path, err)
 	}
-	if len(r.fds) != 1 {
-		closeAll(r.fds)
-		return nil, fmt.Errorf("nsinit: spawn %s: no pidfd", s.Path)
-	}
-	p := &Program{Inner: r.m.PID, Pidfd: os.NewFile(uintptr(r.fds[0]), "pidfd")}
-	if p.PID, err = pidOf(r.fds[0]); err != nil {
-		return nil, fmt.Errorf("nsinit: spawn %s: %w", s.Path, errors.Join(err, p.Pidfd.Close()))
-	}
-	return p, nil
-}
-
-// pidOf returns the pid that a pidfd stands for, in our pid namespace.
-// Source: pidfd_open(2), the Pid field of fdinfo.
-func pidOf(pidfd int) (int, error) {
-	b, err := os.ReadFile("/proc/self/fdinfo/" + strconv.Itoa(pidfd))
-	if err != nil {
-		return 0, err
-	}
-	for line := range strings.Lines(string(b)) {
-		if v, ok := strings.CutPrefix(line, "Pid:"); ok {
-			return strconv.Atoi(strings.TrimSpace(v))
-		}
-	}
-	return 0, errors.New("pidfd names no process")
+	return &Program{Inner: p.Inner, PID: p.Outer, Pidfd: p.Pidfd}, nil
 }
 
 // Wait waits until the process with the given pid inside has ended, and
@@ -205,16 +133,16 @@ func (n *Namespace) Wait(ctx context.Context, inner int) (unix.WaitStatus, error
 	for {
 		n.mu.Lock()
 		status, ok := n.exits[inner]
-		changed, err := n.exited, n.err
+		changed, gone := n.exited, n.gone
 		if ok {
 			delete(n.exits, inner)
 		}
 		n.mu.Unlock()
 		if ok {
-			return unix.WaitStatus(status), nil
+			return status, nil
 		}
-		if err != nil {
-			return 0, err
+		if gone {
+			return 0, fmt.Errorf("nsinit: %w", pid1.ErrGone)
 		}
 		select {
 		case <-changed:
@@ -238,5 +166,5 @@ func (n *Namespace) Close() error {
 		err = errors.Join(err, werr)
 	}
 	<-n.done // init's end of the socket is closed
-	return errors.Join(err, n.sock.Close())
+	return err
 }

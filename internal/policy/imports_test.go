@@ -26,6 +26,7 @@ func layers() []struct {
 	}{
 		{"job", nil, "vocabulary: the standard library only"},
 		{"internal/kernel", nil, "raw calls know nothing of us"},
+		{"internal/pid1", nil, "what the inits share knows nothing of us"},
 		{"internal/paths", []string{"job", "internal/podapi", "internal/control"}, "knows the names of sockets"},
 		{"internal/hostfile", []string{"job"}, "a leaf"},
 		{"internal/podapi", []string{"job"}, "types and client of a protocol"},

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/lampause/lampause/internal/pid1"
 	"github.com/lampause/lampause/internal/podapi"
 	"github.com/lampause/lampause/job"
 	"github.com/lampause/lampause/pmi"
@@ -117,9 +118,9 @@ func (s *supervisor) startRank(ctx context.Context, id job.Rank, null *os.File) 
 		in = s.in.read
 	}
 	spec := &s.spec.Spec
-	p, err := init.start(ctx, procSpec{
-		PID: r.inner, Path: spec.Argv[0], Argv: spec.Argv, Env: rankEnv(spec, id, tmp), Dir: spec.Dir, Umask: defaultUmask,
-	}, []*os.File{in, s.out.rankEnd(id, 1), s.out.rankEnd(id, 2), s.pmi.RankEnd(id)})
+	p, err := init.start(ctx, pid1.Spec{
+		PID: r.inner, Path: spec.Argv[0], Argv: spec.Argv, Env: rankEnv(spec, id, tmp), Dir: spec.Dir,
+	}, in, s.out.rankEnd(id, 1), s.out.rankEnd(id, 2), s.pmi.RankEnd(id))
 	if err != nil {
 		return err
 	}
@@ -130,9 +131,6 @@ func (s *supervisor) startRank(ctx context.Context, id job.Rank, null *os.File) 
 	s.log.Info().Int("rank", int(id)).Int("pid", p.outer).Int("inner_pid", p.inner).Msg("rank started")
 	return nil
 }
-
-// defaultUmask is the umask of ranks; a job does not carry one.
-const defaultUmask = 0o022
 
 // rankEnded records the end of a process of the pod, if it is a rank.
 func (s *supervisor) rankEnded(e ended) {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/lampause/lampause/image"
 	"github.com/lampause/lampause/internal/kernel"
+	"github.com/lampause/lampause/internal/pid1"
 	"github.com/lampause/lampause/internal/podapi"
 	"github.com/lampause/lampause/internal/stream"
 	"github.com/lampause/lampause/job"
@@ -62,7 +63,7 @@ func (e *liveEngine) setRanks(ranks []member) error {
 		list = append(list, pause.Rank{Rank: m.rank, PID: m.outer})
 		for name, f := range m.given {
 			var st unix.Stat_t
-			if err := unix.Fstat(fdOf(f), &st); err != nil {
+			if err := unix.Fstat(pid1.FD(f), &st); err != nil {
 				return fmt.Errorf("%s of rank %d: %w", name, m.rank, err)
 			}
 			given = append(given, pause.External{Name: name, Rank: m.rank, Dev: st.Dev, Ino: st.Ino})

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lampause/lampause/internal/control"
+	"github.com/lampause/lampause/internal/pid1"
 	"github.com/lampause/lampause/internal/podapi"
 	"github.com/lampause/lampause/job"
 	"github.com/lampause/lampause/pmi"
@@ -218,7 +219,7 @@ func (s *supervisor) signalRanks(sig unix.Signal) error {
 		if !r.started || r.exit != nil {
 			continue
 		}
-		err := unix.PidfdSendSignal(fdOf(r.proc.pidfd), sig, nil, 0)
+		err := unix.PidfdSendSignal(pid1.FD(r.proc.pidfd), sig, nil, 0)
 		if err != nil && !errors.Is(err, unix.ESRCH) {
 			errs = append(errs, fmt.Errorf("signal rank %d: %w", r.id, err))
 		}

@@ -1,20 +1,18 @@
 package pod
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"runtime"
-	"strconv"
-	"strings"
-	"sync"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/lampause/lampause/internal/pid1"
 )
 
 // ended is the end of a process of the pod, by its number there.
@@ -34,19 +32,9 @@ type process struct {
 // initClient is the supervisor's side of pod-init. Safe for concurrent use.
 type initClient struct {
 	cmd   *exec.Cmd
-	sock  int
+	peer  *pid1.Client
 	exits chan ended    // closed when pod-init is gone
 	gone  chan struct{} // closed when pod-init has been reaped
-
-	mu      sync.Mutex // guards below, and sending
-	next    uint64
-	waiting map[uint64]chan answer
-	closed  bool
-}
-
-type answer struct {
-	msg initMessage
-	fds []int
 }
 
 // initArgs are the arguments of the program that make it pod-init.
@@ -65,7 +53,7 @@ func startInit(ctx context.Context, conf initConf, id visibleID, log *os.File) (
 	}
 	theirs := os.NewFile(uintptr(pair[1]), "podinit")
 	defer func() { _ = theirs.Close() }() // pod-init has its copy
-	file, err := memoryFile("conf", conf)
+	file, err := pid1.MemoryFile("conf", conf)
 	if err != nil {
 		return nil, errors.Join(err, unix.Close(pair[0]))
 	}
@@ -83,18 +71,18 @@ func startInit(ctx context.Context, conf initConf, id visibleID, log *os.File) (
 		Pdeathsig:   unix.SIGKILL,
 		Setsid:      true,
 	}
-	c := &initClient{cmd: cmd, sock: pair[0], exits: make(chan ended, 64), gone: make(chan struct{}), waiting: map[uint64]chan answer{}}
+	c := &initClient{cmd: cmd, peer: pid1.NewClient(pair[0]), exits: make(chan ended, 64), gone: make(chan struct{})}
 	if err := c.launch(); err != nil {
-		return nil, errors.Join(fmt.Errorf("pod-init: %w", err), unix.Close(pair[0]))
+		c.peer.Close()
+		return nil, fmt.Errorf("pod-init: %w", err)
 	}
+	go c.receive() // ends with pod-init
 	if err := theirs.Close(); err != nil {
 		return nil, errors.Join(err, c.kill(nil))
 	}
-	var first initMessage
-	if _, err := recvPacket(c.sock, &first); err != nil || !first.Ready {
-		return nil, errors.Join(fmt.Errorf("pod-init did not start: %s (see %s)", first.Error, log.Name()), err, c.kill(nil))
+	if err := c.peer.Ready(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("pod-init did not start: %w (see %s)", err, log.Name()), c.kill(nil))
 	}
-	go c.receive() // ends with pod-init
 	return c, nil
 }
 
@@ -119,157 +107,47 @@ func (c *initClient) launch() error {
 // receive takes what pod-init says until it is gone.
 func (c *initClient) receive() {
 	defer close(c.exits)
-	for {
-		var m initMessage
-		fds, err := recvPacket(c.sock, &m)
-		if err != nil {
-			break
-		}
-		if m.ID == 0 {
-			closeFDs(fds)
-			if m.Exit {
-				c.exits <- ended{pid: m.PID, status: unix.WaitStatus(m.Status)}
-			}
-			continue
-		}
-		c.mu.Lock()
-		ch := c.waiting[m.ID]
-		delete(c.waiting, m.ID)
-		c.mu.Unlock()
-		if ch == nil {
-			closeFDs(fds) // the caller gave up
-			continue
-		}
-		ch <- answer{m, fds}
-	}
+	c.peer.Receive(func(pid int, status unix.WaitStatus) { c.exits <- ended{pid: pid, status: status} })
 	<-c.gone
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.closed = true
-	for _, ch := range c.waiting {
-		close(ch)
-	}
-	c.waiting = nil
-	_ = unix.Close(c.sock) // both ends are done
+	c.peer.Close()
 }
 
 // errInitGone says that pod-init, and so the pod, has ended.
 var errInitGone = errors.New("pod-init is gone")
 
-// call sends a request and waits for the answer.
+// start starts a process with descriptors fds as its 0, 1, 2, ... When a
+// thread has the wanted number, the next ones are tried: what counts is that
+// the number is high and known.
 //
-// Expected errors: errInitGone; ctx.Err(); initError with what pod-init said.
-func (c *initClient) call(ctx context.Context, req initRequest, fds ...int) (answer, error) {
-	ch := make(chan answer, 1)
-	c.mu.Lock()
-	if c.closed {
-		c.mu.Unlock()
-		return answer{}, errInitGone
-	}
-	c.next++
-	req.ID = c.next
-	c.waiting[req.ID] = ch
-	err := sendPacket(c.sock, req, fds...)
+// Expected errors: errInitGone; ctx.Err(); *pid1.Error with what pod-init said.
+func (c *initClient) start(ctx context.Context, spec pid1.Spec, fds ...*os.File) (process, error) {
+	spec.Nearby, spec.Umask = true, defaultUmask
+	p, err := c.peer.Start(ctx, spec, fds...)
 	if err != nil {
-		delete(c.waiting, req.ID)
+		return process{}, initFailure(err)
 	}
-	c.mu.Unlock()
-	if err != nil {
-		return answer{}, fmt.Errorf("pod-init: %w", err)
-	}
-	select {
-	case a, ok := <-ch:
-		if !ok {
-			return a, errInitGone
-		}
-		if a.msg.Error != "" {
-			closeFDs(a.fds)
-			return answer{}, &initError{text: a.msg.Error, errno: syscall.Errno(a.msg.Errno)}
-		}
-		return a, nil
-	case <-ctx.Done():
-		c.mu.Lock()
-		delete(c.waiting, req.ID)
-		c.mu.Unlock()
-		return answer{}, fmt.Errorf("pod-init: %w", ctx.Err())
-	}
+	return process{outer: p.Outer, inner: p.Inner, pidfd: p.Pidfd}, nil
 }
 
-// initError is an error that happened in pod-init.
-type initError struct {
-	text  string
-	errno syscall.Errno
-}
-
-// Error implements error.
-func (e *initError) Error() string { return e.text }
-
-// Unwrap returns the kernel's error, for errors.Is.
-func (e *initError) Unwrap() error {
-	if e.errno == 0 {
-		return nil
-	}
-	return e.errno
-}
-
-// start starts a process with descriptors fds as its 0, 1, 2, ...
-func (c *initClient) start(ctx context.Context, spec procSpec, fds []*os.File) (process, error) {
-	file, err := memoryFile("procspec", spec)
-	if err != nil {
-		return process{}, err
-	}
-	defer func() { _ = file.Close() }() // pod-init has its copy
-	nums := []int{int(file.Fd())}
-	for _, f := range fds {
-		nums = append(nums, fdOf(f))
-	}
-	a, err := c.call(ctx, initRequest{Op: opStart}, nums...)
-	runtime.KeepAlive(fds)
-	if err != nil {
-		return process{}, err
-	}
-	if len(a.fds) != 1 {
-		closeFDs(a.fds)
-		return process{}, errors.New("pod-init: answer without a pidfd")
-	}
-	p := process{inner: a.msg.PID, pidfd: os.NewFile(uintptr(a.fds[0]), "pidfd")}
-	p.outer, err = pidOf(a.fds[0])
-	return p, err
-}
-
-// fdOf returns the number of f without making it blocking, which f.Fd does
-// (os.File.Fd).
-func fdOf(f *os.File) int {
-	n := -1
-	raw, err := f.SyscallConn()
-	if err != nil {
-		return n
-	}
-	_ = raw.Control(func(fd uintptr) { n = int(fd) }) // fails for a closed file: -1
-	return n
-}
-
-// pidOf returns the number of a pidfd's process in this process's /proc, -1
-// when it has ended (fdinfo of a pidfd, proc_pid_fdinfo(5)).
-func pidOf(pidfd int) (int, error) {
-	f, err := os.Open("/proc/self/fdinfo/" + strconv.Itoa(pidfd))
-	if err != nil {
-		return 0, fmt.Errorf("pidfd: %w", err)
-	}
-	defer func() { _ = f.Close() }() // read only
-	lines := bufio.NewScanner(f)
-	for lines.Scan() {
-		if v, ok := strings.CutPrefix(lines.Text(), "Pid:"); ok {
-			return strconv.Atoi(strings.TrimSpace(v))
-		}
-	}
-	return 0, errors.Join(errors.New("pidfd: no Pid line in fdinfo"), lines.Err())
-}
+// defaultUmask is the umask of ranks; a job does not carry one.
+const defaultUmask = 0o022
 
 // signal sends a signal to every process of the pod but pod-init.
 func (c *initClient) signal(ctx context.Context, sig unix.Signal) error {
-	_, err := c.call(ctx, initRequest{Op: opSignal, Signal: int(sig)})
-	return err
+	return initFailure(c.peer.Signal(ctx, sig))
+}
+
+// initFailure words an error of the client; what pod-init itself says stays as
+// it is.
+func initFailure(err error) error {
+	var said *pid1.Error
+	switch {
+	case err == nil, errors.As(err, &said):
+		return err
+	case errors.Is(err, pid1.ErrGone):
+		return errInitGone
+	}
+	return fmt.Errorf("pod-init: %w", err)
 }
 
 // initGone bounds the end of a killed pod-init: the kernel first ends every

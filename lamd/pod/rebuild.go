@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lampause/lampause/image"
+	"github.com/lampause/lampause/internal/pid1"
 	"github.com/lampause/lampause/internal/podapi"
 	"github.com/lampause/lampause/internal/stream"
 	"github.com/lampause/lampause/job"
@@ -104,7 +105,7 @@ func (b *rebuilding) buildProcesses(ctx context.Context, r *image.Reader, host *
 func (b *rebuilding) endSeeds() error {
 	var errs []error
 	for _, s := range b.seeds {
-		err := unix.PidfdSendSignal(fdOf(s.pidfd), unix.SIGKILL, nil, 0)
+		err := unix.PidfdSendSignal(pid1.FD(s.pidfd), unix.SIGKILL, nil, 0)
 		if errors.Is(err, unix.ESRCH) {
 			err = nil
 		}
@@ -167,7 +168,7 @@ func (s *sources) Descriptor(_ context.Context, id int, d *image.Description) (i
 		}
 		for _, m := range s.ranks {
 			if f := m.given[d.External]; m.rank == r && f != nil {
-				return fdOf(f), nil
+				return pid1.FD(f), nil
 			}
 		}
 		return -1, fmt.Errorf("%w: rank %d has no %q", image.ErrMismatch, r, d.External)
@@ -219,7 +220,7 @@ func (s *supervisor) startSeed(ctx context.Context) (seedProcess, error) {
 		return seedProcess{}, err
 	}
 	defer func() { _ = theirs.Close() }() // the seed has its copy
-	p, err := init.start(ctx, procSpec{Path: migrate.SeedPath, Argv: []string{"lam-seed"}, Dir: "/", Umask: defaultUmask}, []*os.File{program, theirs})
+	p, err := init.start(ctx, pid1.Spec{Path: migrate.SeedPath, Argv: []string{"lam-seed"}, Dir: "/"}, program, theirs)
 	if err != nil {
 		return seedProcess{}, errors.Join(err, ours.Close())
 	}

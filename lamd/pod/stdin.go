@@ -10,6 +10,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/lampause/lampause/internal/pid1"
 )
 
 // maxAhead bounds what stdin takes beyond what the pipe has: the sender waits.
@@ -192,7 +194,7 @@ func (s *stdin) resume() {
 func (s *stdin) state() (stdinState, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	n, err := unix.IoctlGetInt(fdOf(s.read), unix.TIOCINQ)
+	n, err := unix.IoctlGetInt(pid1.FD(s.read), unix.TIOCINQ)
 	if err != nil {
 		return stdinState{}, fmt.Errorf("stdin: FIONREAD: %w", err)
 	}
@@ -230,7 +232,7 @@ func (s *stdin) restore(st stdinState) error {
 
 // emptyPipe discards what rank 0 has not read. Precondition: mu is held.
 func (s *stdin) emptyPipe() error {
-	fd := fdOf(s.read)
+	fd := pid1.FD(s.read)
 	buf := make([]byte, 64<<10)
 	for {
 		n, err := unix.IoctlGetInt(fd, unix.TIOCINQ)
@@ -249,7 +251,7 @@ func (s *stdin) emptyPipe() error {
 // reopen makes a new write end of the same pipe, after end of file was given.
 // Precondition: mu is held.
 func (s *stdin) reopen() error {
-	w, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", fdOf(s.read)), os.O_WRONLY|unix.O_NONBLOCK, 0)
+	w, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", pid1.FD(s.read)), os.O_WRONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return fmt.Errorf("stdin: open the pipe again: %w", err)
 	}
@@ -268,7 +270,7 @@ func (s *stdin) committed(consumed int64) error {
 	if consumed <= s.base {
 		return nil
 	}
-	err := unix.Fallocate(fdOf(s.file), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, 0, consumed-s.base)
+	err := unix.Fallocate(pid1.FD(s.file), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, 0, consumed-s.base)
 	if errors.Is(err, unix.EOPNOTSUPP) { // keeps more than it must
 		return nil
 	}
