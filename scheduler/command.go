@@ -26,6 +26,7 @@ type Command struct {
 	Abandon    *Abandon    `json:"abandon,omitempty"`
 	Collect    *Collect    `json:"collect,omitempty"`
 	Replicated *Replicated `json:"replicated,omitempty"`
+	Damaged    *Damaged    `json:"damaged,omitempty"`
 
 	Recover   *Recover   `json:"recover,omitempty"`
 	Recovered *Recovered `json:"recovered,omitempty"`
@@ -153,6 +154,15 @@ type Replicated struct {
 	Node  NodeRef      `json:"node"`
 }
 
+// Damaged says that nodes do not hold an image any more that the record says
+// they hold: it is gone, or not what was written.
+type Damaged struct {
+	Job   job.ID       `json:"job"`
+	Epoch job.Epoch    `json:"epoch"`
+	Pod   job.PodIndex `json:"pod"`
+	Nodes []job.NodeID `json:"nodes"`
+}
+
 // Recover starts a recovery for losses that are not losses of nodes: Pods are
 // rebuilt on their own node, Move on another one. Incarnation must be the
 // job's present one, so that one loss starts one recovery.
@@ -163,6 +173,7 @@ type Recover struct {
 	Move        []job.PodIndex  `json:"move,omitempty"`
 	Cause       string          `json:"cause"`
 	Why         Why             `json:"why"`
+	Damaged     *Damaged        `json:"damaged,omitempty"` // what it fell over; its Job is not read
 }
 
 // Why classes the reason of a Recover, for the budgets.

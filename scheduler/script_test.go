@@ -270,6 +270,12 @@ func parse(t *testing.T, words []string) Command {
 		return Command{Collect: &Collect{Job: id, Before: job.Epoch(a.num("before", 0))}}
 	case "replicated":
 		return Command{Replicated: &Replicated{Job: id, Epoch: epoch, Pod: job.PodIndex(a.num("pod", 0)), Node: NodeRef{Node: job.NodeID(pos[0]), Boot: job.Boot(a.num("boot", 1))}}}
+	case "damaged":
+		c := &Damaged{Job: id, Epoch: epoch, Pod: job.PodIndex(a.num("pod", 0))}
+		for _, p := range pos {
+			c.Nodes = append(c.Nodes, job.NodeID(p))
+		}
+		return Command{Damaged: c}
 	case "recover":
 		return Command{Recover: &Recover{
 			Job: id, Incarnation: inc, Pods: a.pods("pods"), Move: a.pods("move"),

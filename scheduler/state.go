@@ -144,6 +144,7 @@ type Recovery struct {
 	Cause       string          `json:"cause"`       // for people
 	Tries       int             `json:"tries"`       // recoveries begun since the job last ran
 	DetectMS    float64         `json:"detect_ms"`
+	Skipped     job.Epoch       `json:"skipped,omitempty"` // newest committed epoch that had to be given up, 0 = none
 }
 
 // LostPod is a pod that a recovery rebuilds.
@@ -169,6 +170,9 @@ type Bill struct {
 	Lost        []job.NodeID       `json:"lost"`
 	Spares      []job.NodeID       `json:"spares"`
 	MS          map[string]float64 `json:"ms"`
+	Skipped     job.Epoch          `json:"skipped,omitempty"` // newer epoch of which no intact image was left
+	Cause       string             `json:"cause,omitempty"`
+	AtMS        int64              `json:"at_ms,omitempty"` // wall clock of the leader at its end, for people only
 }
 
 // Event is something that happened, as data. See docs/events.md for names.
@@ -210,6 +214,21 @@ func (j *Job) Newest() *Epoch {
 		return nil
 	}
 	return &j.Epochs[len(j.Epochs)-1]
+}
+
+// Whole returns the newest committed epoch of which every image has a holder,
+// nil when there is none.
+func (j *Job) Whole() *Epoch {
+	for i := len(j.Epochs) - 1; i >= 0; i-- {
+		if j.Epochs[i].whole() {
+			return &j.Epochs[i]
+		}
+	}
+	return nil
+}
+
+func (e *Epoch) whole() bool {
+	return !slices.ContainsFunc(e.Images, func(im PodImage) bool { return len(im.Holders) == 0 })
 }
 
 // Find returns the committed epoch e, nil when there is none of that number.

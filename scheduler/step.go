@@ -74,6 +74,8 @@ func (t *txn) apply(c Command) *Refusal {
 		return t.collect(c.Collect)
 	case c.Replicated != nil:
 		return t.replicated(c.Replicated)
+	case c.Damaged != nil:
+		return t.damaged(c.Damaged)
 	case c.Recover != nil:
 		return t.recoverPods(c.Recover)
 	case c.Recovered != nil:

@@ -174,8 +174,10 @@ func (t *txn) restart(c *Restart) *Refusal {
 		return refuse(Busy, job.ExitUsage, "job %v is still being taken down: try again in a moment", id)
 	}
 	want := c.Epoch
-	if want == 0 && j.Newest() != nil {
-		want = j.Newest().Epoch
+	if e := j.Whole(); want == 0 && e != nil {
+		want = e.Epoch
+	} else if want == 0 && j.Newest() != nil {
+		want = j.Newest().Epoch // to name what is missing
 	}
 	e := j.Find(want)
 	if e == nil {

@@ -1,7 +1,6 @@
 package scheduler
 
 import (
-	"fmt"
 	"slices"
 
 	"github.com/lampause/lampause/job"
@@ -120,19 +119,10 @@ func (t *txn) die(dead []NodeRef, detectMS float64, source string) {
 		}
 		switch {
 		case len(lost) == 0 && old.Recovery != nil:
-			t.endWithoutImages(id)
+			t.needImages(id, "lost "+names2text(dead))
 		case len(lost) > 0:
 			t.recover(loss{id: id, pods: lost, dead: refs, why: WhyLost, cause: "lost " + names2text(refs), detectMS: detectMS})
 		}
-	}
-}
-
-// endWithoutImages ends a recovering job when the node that died held the last
-// image of a pod that is being rebuilt.
-func (t *txn) endWithoutImages(id job.ID) {
-	j := t.job(id)
-	if gone := t.withoutImage(j, j.Find(j.Recovery.Epoch), j.Recovery); len(gone) > 0 {
-		t.finish(j, &End{Code: job.ExitNoNodes, Reason: fmt.Sprintf("no intact image of %s at epoch %d is left", ranksText(j, gone), j.Recovery.Epoch)})
 	}
 }
 

@@ -48,6 +48,11 @@ func (t *txn) recoverPods(c *Recover) *Refusal {
 	case WhyCrash:
 		j.Crashes++
 	}
+	if d := c.Damaged; d != nil {
+		if r := t.loseImages(j, d); r != nil {
+			return r
+		}
+	}
 	t.recover(loss{id: c.Job, pods: c.Pods, move: c.Move, why: c.Why, cause: c.Cause})
 	t.poolChanged()
 	return nil
@@ -57,8 +62,7 @@ func (t *txn) recoverPods(c *Recover) *Refusal {
 // the only place where an incarnation rises.
 func (t *txn) recover(l loss) {
 	j := t.job(l.id)
-	epoch := j.Newest()
-	if epoch == nil {
+	if j.Newest() == nil {
 		t.finish(j, &End{Code: job.ExitNoNodes, Reason: t.lostText(j, l) + ": the job had no checkpoint yet"})
 		return
 	}
@@ -69,15 +73,18 @@ func (t *txn) recover(l loss) {
 	if j.Spec.OnFailure == job.OnFailureRestart {
 		l.pods = allPods(j)
 	}
-	rec := t.nextRecovery(j, epoch.Epoch, l)
+	epoch, rec := t.target(j, l)
 	if rec.Tries > maxTries {
 		t.finish(j, t.stop(j, fmt.Sprintf("%d recoveries in a row did not get through, last cause: %s", maxTries, l.cause)))
 		return
 	}
-	if gone := t.withoutImage(j, epoch, rec); len(gone) > 0 {
-		t.finish(j, &End{Code: job.ExitNoNodes, Reason: fmt.Sprintf("%s: no intact image of %s at epoch %d is left", t.lostText(j, l), ranksText(j, gone), epoch.Epoch)})
+	if epoch == nil {
+		newest := j.Newest()
+		gone := withoutImage(newest, rec)
+		t.finish(j, &End{Code: job.ExitNoNodes, Reason: fmt.Sprintf("%s: no intact image of %s at epoch %d is left, nor a whole older epoch", t.lostText(j, l), ranksText(j, gone), newest.Epoch)})
 		return
 	}
+	t.fallBack(j, epoch, l)
 	nodes, moved, pods := maps.Clone(t.s.Nodes), maps.Clone(t.moved), slices.Clone(j.Pods)
 	t.placeLost(j, epoch, rec, l)
 	if rec.Waiting && j.Spec.NoSpare == job.NoSpareAbort {
@@ -114,6 +121,7 @@ func (t *txn) nextRecovery(j *Job, epoch job.Epoch, l loss) *Recovery {
 			rec.Tries = old.Tries
 		}
 		rec.DetectMS = max(rec.DetectMS, old.DetectMS)
+		rec.Skipped = old.Skipped
 		for _, lp := range old.Lost {
 			pods = append(pods, lp.Pod)
 			from[lp.Pod] = lp.From
@@ -271,7 +279,7 @@ func (t *txn) recovered(c *Recovered) *Refusal {
 		return refuse(Busy, job.ExitInternal, "job %v waits for a spare", c.Job)
 	}
 	rec := j.Recovery
-	bill := Bill{Incarnation: rec.Incarnation, Epoch: rec.Epoch, MS: c.MS}
+	bill := Bill{Incarnation: rec.Incarnation, Epoch: rec.Epoch, MS: c.MS, Skipped: rec.Skipped, Cause: rec.Cause, AtMS: t.at}
 	for _, lp := range rec.Lost {
 		bill.Lost = append(bill.Lost, lp.From)
 		bill.Spares = append(bill.Spares, lp.To)
@@ -291,29 +299,6 @@ func (t *txn) recovered(c *Recovered) *Refusal {
 	return nil
 }
 
-// withoutImage returns the lost pods of which no living node holds the image.
-func (t *txn) withoutImage(j *Job, epoch *Epoch, rec *Recovery) []job.PodIndex {
-	var gone []job.PodIndex
-	for _, lp := range rec.Lost {
-		if len(epoch.Images[lp.Pod].Holders) == 0 {
-			gone = append(gone, lp.Pod)
-		}
-	}
-	return gone
-}
-
-// stop returns how a job ends that cannot go on: with a usable checkpoint when
-// every pod's image has a holder.
-func (t *txn) stop(j *Job, reason string) *End {
-	e := j.Newest()
-	for _, im := range e.Images {
-		if len(im.Holders) == 0 {
-			return &End{Code: job.ExitNoNodes, Reason: fmt.Sprintf("%s; no intact image of %s is left", reason, ranksText(j, []job.PodIndex{im.Pod}))}
-		}
-	}
-	return &End{Code: job.ExitCheckpoint, Keep: true, Reason: fmt.Sprintf("%s; `lam restart %v` goes on from epoch %d", reason, j.ID, e.Epoch)}
-}
-
 func allPods(j *Job) []job.PodIndex {
 	out := make([]job.PodIndex, len(j.Pods))
 	for i := range out {
@@ -324,6 +309,9 @@ func allPods(j *Job) []job.PodIndex {
 
 // lostText names nodes and ranks of a loss for people.
 func (t *txn) lostText(j *Job, l loss) string {
+	if len(l.pods) == 0 {
+		return l.cause
+	}
 	if len(l.dead) == 0 {
 		return fmt.Sprintf("lost %s (%s)", ranksText(j, l.pods), l.cause)
 	}

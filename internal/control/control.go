@@ -88,7 +88,10 @@ type Bill struct {
 	Epoch       job.Epoch          `json:"epoch"`
 	Lost        []job.NodeID       `json:"lost"`
 	Spares      []job.NodeID       `json:"spares"`
-	MS          map[string]float64 `json:"ms"` // detect agree fence stop rollback restore rewire refill total lost_work
+	MS          map[string]float64 `json:"ms"`                // detect agree fence stop rollback restore rewire refill total lost_work
+	Skipped     job.Epoch          `json:"skipped,omitempty"` // newer epoch of which no intact image was left
+	Cause       string             `json:"cause,omitempty"`
+	AtMS        int64              `json:"at_ms,omitempty"` // end of the recovery, Unix time by the leader's wall clock, for people only
 }
 
 // Submitted answers a submission.
