@@ -28,6 +28,7 @@ type Process struct {
 	Seccomp   int          `json:"seccomp"`
 	NoNewPriv bool         `json:"no_new_privs"`
 	Zombies   []Zombie     `json:"zombies,omitempty"`
+	Locks     []FileLock   `json:"locks,omitempty"`  // of kind posix
 	Exited    *int         `json:"exited,omitempty"` // wait status: the process had ended before the epoch
 }
 
@@ -193,6 +194,7 @@ type Description struct {
 	Unix     *UnixEnd    `json:"unix,omitempty"`
 	TCP      *TCPEnd     `json:"tcp,omitempty"`
 	External string      `json:"external,omitempty"` // "stdin" "stdout" "stderr" "pmi"
+	Locks    []FileLock  `json:"locks,omitempty"`    // of kinds ofd and flock
 }
 
 // FileState is a regular file behind a description.
@@ -201,6 +203,8 @@ type FileState struct {
 	Offset  int64  `json:"offset"`
 	Mode    uint32 `json:"mode"` // st_mode: type and permissions
 	Deleted bool   `json:"deleted,omitempty"`
+	// Stamp is set for files open for writing whose contents are not stored.
+	Stamp *FileStamp `json:"stamp,omitempty"`
 }
 
 // PipeEnd joins the two ends of a pipe by ID; Data is stored once, with the
