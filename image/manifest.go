@@ -67,7 +67,8 @@ const (
 	ObjectMemfd   ObjectKind = "memfd"
 	ObjectDeleted ObjectKind = "deleted" // file without a name: made, opened, unlinked
 	ObjectShm     ObjectKind = "shm"     // file of the pod's private /dev/shm
-	ObjectMapped  ObjectKind = "file"    // regular file that is mapped shared and writable
+	ObjectMapped  ObjectKind = "file"    // regular file that is mapped shared and writable, or kept by --files=save
+	ObjectAbsent  ObjectKind = "absent"  // name beside a kept file that was not there: a journal that may be there now
 	ObjectSysV    ObjectKind = "sysv"
 )
 

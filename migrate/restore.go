@@ -141,6 +141,9 @@ func (b *builder) run(ctx context.Context) (err error) {
 	if err := b.buildDescriptions(ctx); err != nil {
 		return err
 	}
+	if err := b.lockDescriptions(); err != nil {
+		return err
+	}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, b.out.Kill())
@@ -174,7 +177,10 @@ func (b *builder) check(ctx context.Context) error {
 	if err := b.m.CheckFiles(b.root); err != nil {
 		return err
 	}
-	return b.r.Verify(ctx, b.cfg.Workers)
+	if err := b.r.Verify(ctx, b.cfg.Workers); err != nil {
+		return err
+	}
+	return b.checkLocks()
 }
 
 // groups deals the process trees round the seeds. A member of a group comes

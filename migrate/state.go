@@ -21,6 +21,7 @@ func (b *builder) state(ctx context.Context, p *process, s Seed) error {
 		func() error { return b.zombies(ctx, p) },
 		func() error { return b.descriptors(ctx, p, s) },
 		func() error { return b.registrations(ctx, p) },
+		func() error { return b.locks(ctx, p) },
 		func() error { return b.threads(ctx, p) },
 		func() error { return b.attributes(ctx, p) },
 		func() error { return b.limits(ctx, p) },

@@ -24,6 +24,8 @@ type openFile struct {
 	info *proc.FDInfo
 	stat unix.Stat_t
 	desc int // 1-based, into fileTable.descs
+
+	locks []proc.Lock
 }
 
 func (o *openFile) path() string {
@@ -104,6 +106,9 @@ func (t *fileTable) look(o *openFile, externals []External, set *stream.Set, obs
 		return err
 	}
 	id, why := identify(o, externals, set)
+	if why == "" {
+		o.locks, why = parseLocks(o.info.Locks)
+	}
 	var pair *kernel.UnixInfo
 	if why == unsupportedSocket {
 		id, pair, why = t.identifyUnix(o, id)
@@ -126,6 +131,7 @@ func (t *fileTable) look(o *openFile, externals []External, set *stream.Set, obs
 	}
 	d := &description{id: id, holders: []*openFile{o}, unix: pair}
 	d.Kind, d.Flags = id.kind, o.info.Flags&^unix.O_CLOEXEC
+	d.Locks = imageLocks(o.locks, o.num, false)
 	d.External = ""
 	if id.kind == image.FDExternal {
 		d.External = id.name
@@ -164,9 +170,6 @@ func identify(o *openFile, externals []External, set *stream.Set) (id identity, 
 			id.kind, id.name = image.FDExternal, x.Name
 			return id, ""
 		}
-	}
-	if len(o.info.Locks) > 0 {
-		return id, "file locks are not supported"
 	}
 	switch o.stat.Mode & unix.S_IFMT {
 	case unix.S_IFREG:

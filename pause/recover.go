@@ -24,6 +24,9 @@ func (p *Pod) rollback(ctx context.Context, a args, r *Report) error {
 	if err := p.endRecovery(); err != nil { // of a recovery that failed half-way
 		return err
 	}
+	if err := p.checkLocks(snap); err != nil {
+		return err
+	}
 	lost := &losses{}
 	if err := p.endStrangers(ctx, snap); err != nil {
 		return err
@@ -82,6 +85,7 @@ func (p *Pod) files(ctx context.Context, snap *snapshot, jobs []*undo, lost *los
 	if err := plan.reset(ctx, lost); err != nil {
 		return err
 	}
+	plan.locks(ctx, jobs, lost)
 	each(jobs, lost, func(j *undo) error { return j.epolls(ctx, plan) })
 	return nil
 }

@@ -144,7 +144,7 @@ func (s *snapshot) describe(g *group, t *fileTable) {
 		if q := g.procs[c.pid]; q != nil {
 			c.image.PPID = inner[q.parent]
 		}
-		c.image.FDs = nil
+		c.image.FDs, c.image.Locks = nil, t.processLocks(c.pid)
 		for _, o := range t.files {
 			if o.p.pid == c.pid {
 				c.image.FDs = append(c.image.FDs, image.FD{
