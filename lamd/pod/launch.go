@@ -159,10 +159,16 @@ func launch(ctx context.Context, dir string) error {
 	return cmd.Process.Release()
 }
 
-// supervisorEnv is the environment of the supervisor: none of the job's, and
-// few threads, because the cores are the ranks'.
+// supervisorEnv is the environment of the supervisor: none of the job's, but
+// what somebody set to look into the Go runtime.
 func supervisorEnv() []string {
-	return []string{"PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", "HOME=/"}
+	env := []string{"PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", "HOME=/"}
+	for _, key := range []string{"GODEBUG", "GORACE", "GOTRACEBACK"} {
+		if v := os.Getenv(key); v != "" {
+			env = append(env, key+"="+v)
+		}
+	}
+	return env
 }
 
 // ownID returns the caller's numbers as the users of the machine know them: in
