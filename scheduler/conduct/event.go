@@ -33,6 +33,7 @@ type Done struct {
 	Failure *Failure
 	Reply   *podapi.PhaseReply // of a Call; set on success, and with LostRanks possibly on failure
 	Fences  []podapi.Fence     // of a PullFences: every fence at which the pod ever arrived
+	Damaged []job.NodeID       // of a Copy: nodes in From that turned out not to have the image intact, also on success
 }
 
 // Failure is why a request failed. It implements error.
@@ -54,6 +55,7 @@ const (
 	Refused                              // nothing was changed (409, 422, scheduler.Refusal); not repeated
 	RefusedNow                           // as Refused, but trying again soon may succeed (podapi.PhaseReply.Retry)
 	FailedForGood                        // cannot be done there: the pod is gone, or the program is unknown
+	NoIntactCopy                         // of a Copy: every node in From was asked, and none has the image intact (Done.Damaged)
 )
 
 // Suspect says that somebody doubts a node: gossip, a reset or timed out

@@ -190,6 +190,11 @@ func (c *conductor) stage(lp scheduler.LostPod) {
 	})
 	im := c.j.Find(r.r.Epoch).Images[lp.Pod]
 	c.copyTo(c.scope, r.r.Epoch, lp.Pod, im.Holders, lp.To, im.Written, true, func(d Done) {
+		if d.Failure != nil && d.Failure.Kind == NoIntactCopy {
+			c.noImage(lp.Pod, d)
+			return
+		}
+		c.damaged(r.r.Epoch, lp.Pod, d.Damaged)
 		if d.Failure != nil {
 			c.lose(lp.Pod, true, "image", d.Failure)
 			return
@@ -199,6 +204,15 @@ func (c *conductor) stage(lp scheduler.LostPod) {
 			c.replicated(r.r.Epoch, lp.Pod, c.where(lp.Pod))
 		}
 		ready()
+	})
+}
+
+// noImage asks for a recovery that does without the image of a pod: nobody has
+// it intact any more. The log goes back to an older epoch if one is whole.
+func (c *conductor) noImage(p job.PodIndex, d Done) {
+	c.redo(scheduler.Recover{
+		Pods: []job.PodIndex{p}, Why: scheduler.WhyRedo, Cause: fmt.Sprintf("image: %s: %s", c.podText(p), d.Failure.Text),
+		Damaged: &scheduler.Damaged{Epoch: c.rec.r.Epoch, Pod: p, Nodes: d.Damaged},
 	})
 }
 

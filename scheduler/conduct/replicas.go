@@ -152,9 +152,22 @@ func (c *conductor) seal(node job.NodeID, e scheduler.Epoch, pods []job.PodIndex
 	}, done)
 }
 
-// collect takes the epochs before e out of the log, and then their files from
-// the nodes.
+// collect takes the epochs that epoch e, which every holder has sealed, makes
+// superfluous: all but the one before it. That one is what a recovery returns
+// to should all copies of an image of e turn out damaged.
 func (c *conductor) collect(e job.Epoch) {
+	before := e
+	for _, o := range c.j.Epochs {
+		if o.Epoch < e {
+			before = o.Epoch // ascending
+		}
+	}
+	c.collectBefore(before)
+}
+
+// collectBefore takes the epochs before e out of the log, and then their files
+// from the nodes.
+func (c *conductor) collectBefore(e job.Epoch) {
 	old := slices.DeleteFunc(slices.Clone(c.j.Epochs), func(o scheduler.Epoch) bool { return o.Epoch >= e })
 	if len(old) == 0 {
 		return
@@ -210,6 +223,7 @@ func (c *conductor) healTo(e scheduler.Epoch, im scheduler.PodImage, key healKey
 	to := key.node
 	c.copyTo(c.scope, e.Epoch, im.Pod, im.Holders, to.Node, im.Written, false, func(d Done) {
 		c.healing[key] = false
+		c.damaged(e.Epoch, im.Pod, d.Damaged)
 		if d.Failure != nil {
 			c.heal()
 			return
@@ -217,6 +231,15 @@ func (c *conductor) healTo(e scheduler.Epoch, im scheduler.PodImage, key healKey
 		c.seal(to.Node, e, []job.PodIndex{im.Pod}, func(Done) {})
 		c.replicated(e.Epoch, im.Pod, to)
 	})
+}
+
+// damaged tells the log of nodes that do not have an image intact any more.
+func (c *conductor) damaged(e job.Epoch, p job.PodIndex, nodes []job.NodeID) {
+	if len(nodes) == 0 {
+		return
+	}
+	cmd := scheduler.Damaged{Job: c.id, Epoch: e, Pod: p, Nodes: nodes}
+	c.l.propose(&scope{}, scheduler.Command{Damaged: &cmd}, func(Done) {})
 }
 
 // replicated tells the log of a new holder.

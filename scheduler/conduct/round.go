@@ -3,6 +3,7 @@ package conduct
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/lampause/lampause/internal/podapi"
@@ -243,7 +244,7 @@ func (c *conductor) committedRound(r *round) {
 	r.scope.over = true
 	c.round, c.rounds.delay = nil, 0
 	for e := range c.freezeAt {
-		if e < r.epoch {
+		if e < r.epoch && c.j.Find(e) == nil {
 			delete(c.freezeAt, e)
 		}
 	}
@@ -285,6 +286,9 @@ func (c *conductor) failRound(r *round, reason string, retry bool) {
 	}
 	verbs := r.verbs
 	c.voidRound(r, reason)
+	if e := c.j.Newest(); e != nil && noRoom(reason) {
+		c.collectBefore(e.Epoch)
+	}
 	c.rounds.delay = min(max(2*c.rounds.delay, c.l.cfg.RoundRetry), c.longestDelay(retry))
 	if retry && len(verbs) > 0 && c.l.now-r.begun < verbMax {
 		c.wanted = append(verbs, c.wanted...)
@@ -296,6 +300,13 @@ func (c *conductor) failRound(r *round, reason string, retry bool) {
 	if c.j.Spec.CkptInterval > 0 || len(c.wanted) > 0 {
 		c.rounds.at = c.l.now + c.rounds.delay
 	}
+}
+
+// noRoom reports whether a round failed because a disk is full. The text is all
+// that comes from the nodes. The epoch before the newest is given up then: a
+// newer checkpoint is worth more than a second way back.
+func noRoom(reason string) bool {
+	return strings.Contains(reason, "no space left on device") || strings.Contains(reason, "disk quota exceeded")
 }
 
 // hasty is the longest wait after a round that failed for a cause that may pass
