@@ -39,6 +39,7 @@ type PodSpec struct {
 	Header
 	Spec      job.Spec           `json:"spec"`
 	Node      job.NodeID         `json:"node"`
+	Boot      job.Boot           `json:"boot,omitempty"` // life of Node that the log placed the pod on; another one refuses it
 	Placement job.PodPlacement   `json:"placement"`
 	Book      []job.PodAddress   `json:"book"`      // all pods of the job
 	Layout    []job.PodPlacement `json:"layout"`    // all pods of the job: PMI_process_mapping

@@ -206,7 +206,7 @@ func (c *conductor) header(attempt uint64) podapi.Header {
 // spec is what a pod's supervisor is started with.
 func (c *conductor) podSpec(p job.PodIndex, restore bool) podapi.PodSpec {
 	return podapi.PodSpec{
-		Header: c.header(c.attempt), Spec: c.j.Spec, Node: c.j.Pods[p].Node,
+		Header: c.header(c.attempt), Spec: c.j.Spec, Node: c.j.Pods[p].Node, Boot: c.j.Pods[p].Boot,
 		Placement: c.j.Placement()[p], Book: c.j.Book(), Layout: c.j.Placement(),
 		Restore: restore, LeaseMS: c.l.cfg.Lease.Milliseconds(),
 	}

@@ -58,6 +58,7 @@ func (l *wleader) step(ev Event) {
 	for _, a := range l.core.Step(l.w.now, ev) {
 		l.w.perform(l, a)
 	}
+	l.w.audit(l.core)
 	at, ok := l.core.Next()
 	if ok && at <= l.w.now {
 		l.w.fail("term %d: next tick at %v is not in the future", l.term, at)
@@ -90,12 +91,10 @@ func (l *wleader) poll() {
 			continue
 		}
 		call := RollCall{Node: scheduler.NodeRef{Node: n.id, Boot: n.boot}}
-		for _, id := range w.st.JobIDs() {
-			if p := n.pods[id]; p != nil {
-				l.readEvents(p)
-				w.renew(l, p)
-				call.Pods = append(call.Pods, PodAt{Job: id, Pod: p.spec.Placement.Pod, Built: p.spec.Incarnation})
-			}
+		if p := n.pod; p != nil {
+			l.readEvents(p)
+			w.renew(l, p)
+			call.Pods = append(call.Pods, PodAt{Job: p.spec.Job, Pod: p.spec.Placement.Pod, Built: p.spec.Incarnation})
 		}
 		l.step(call)
 	}
@@ -142,14 +141,15 @@ func (w *world) perform(l *wleader, a Action) {
 		w.ask(l, a.Ref, a.Node, a.Timeout, 10, 60, func(n *wnode) Done { return w.startPod(n, a) })
 	case KillPod:
 		w.ask(l, a.Ref, a.Node, a.Timeout, 1, 30, func(n *wnode) Done {
-			if p := n.pods[a.Job]; p != nil && p.spec.Placement.Pod == a.Pod && p.spec.Incarnation <= a.UpTo {
+			if p := n.pod; p != nil && p.spec.Placement.Pod == a.Pod && p.spec.Incarnation <= a.UpTo {
 				w.killPod(p)
 			}
+			n.killed = max(n.killed, a.UpTo)
 			return Done{}
 		})
 	case Call:
 		w.ask(l, a.Ref, a.Node, a.Timeout, 1, opTime(a.Request.Op), func(n *wnode) Done {
-			p := n.pods[a.Job]
+			p := n.pod
 			if p == nil || p.spec.Placement.Pod != a.Pod {
 				return Done{Failure: &Failure{Kind: FailedForGood, Text: "no such pod"}}
 			}
@@ -158,7 +158,7 @@ func (w *world) perform(l *wleader, a Action) {
 	case Copy:
 		w.ask(l, a.Ref, a.To, a.Timeout, 5, 200, func(n *wnode) Done { return w.copyImage(n, a) })
 	case Seal:
-		w.ask(l, a.Ref, a.Node, a.Timeout, 1, 10, func(*wnode) Done { return Done{} })
+		w.ask(l, a.Ref, a.Node, a.Timeout, 1, 10, func(n *wnode) Done { return w.seal(n, a) })
 	case Drop:
 		if n := w.reach(l.node, a.Node); n != nil {
 			w.drop(n, a)
@@ -175,7 +175,7 @@ func (w *world) perform(l *wleader, a Action) {
 
 // pullFences tells at which fences a pod ever arrived.
 func (w *world) pullFences(n *wnode, a PullFences) Done {
-	p := n.pods[a.Job]
+	p := n.pod
 	if p == nil || p.spec.Placement.Pod != a.Pod || p.state == "empty" {
 		return Done{Failure: &Failure{Kind: RefusedNow, Text: "not now"}}
 	}
@@ -256,6 +256,7 @@ func (w *world) ask(l *wleader, ref Ref, node job.NodeID, timeout time.Duration,
 		})
 	}
 	half := w.delay(lo, hi) / 2
+	w.straggle(l, node, half, do)
 	w.after(half, func() {
 		n := w.reach(l.node, node)
 		if n == nil || w.chance(w.lazy) {
@@ -271,6 +272,21 @@ func (w *world) ask(l *wleader, ref Ref, node job.NodeID, timeout time.Duration,
 			}
 			l.step(d)
 		})
+	})
+}
+
+// straggle lets a request arrive once more: a network repeats and delays, and
+// what was sent to a lamd that runs on is carried out however late it comes.
+func (w *world) straggle(l *wleader, node job.NodeID, half time.Duration, do func(*wnode) Done) {
+	if !w.chance(w.stray) {
+		return
+	}
+	run := w.nodes[node].run
+	w.after(half+w.delay(0, 20_000), func() {
+		if n := w.reach(l.node, node); n != nil && n.run == run {
+			w.logf("an old request comes to %s", node)
+			do(n)
+		}
 	})
 }
 
@@ -300,7 +316,10 @@ func (w *world) propose(l *wleader, a Propose) {
 }
 
 func (w *world) startPod(n *wnode, a StartPod) Done {
-	if p := n.pods[a.Job]; p != nil {
+	if a.Spec.Boot != n.boot || a.Spec.Incarnation <= n.killed {
+		return Done{Failure: &Failure{Kind: Refused, Text: "that pod is over"}}
+	}
+	if p := n.pod; p != nil {
 		if p.spec.Incarnation == a.Spec.Incarnation && p.spec.Placement.Pod == a.Pod {
 			return Done{}
 		}
@@ -317,7 +336,7 @@ func (w *world) startPod(n *wnode, a StartPod) Done {
 	if a.Spec.Restore {
 		p.state = "empty"
 	}
-	n.pods[a.Job] = p
+	n.pod = p
 	w.watchWork(p)
 	return Done{}
 }
@@ -351,7 +370,7 @@ func (w *world) emit(p *wpod, kind string, x *job.Exit) {
 }
 
 func (w *world) copyImage(n *wnode, a Copy) Done {
-	key := imageKey{a.Job, a.Epoch, a.Pod}
+	key := imageKey{a.Epoch, a.Pod}
 	if _, ok := n.images[key]; ok {
 		return Done{}
 	}
@@ -367,16 +386,34 @@ func (w *world) copyImage(n *wnode, a Copy) Done {
 }
 
 func (w *world) drop(n *wnode, a Drop) {
-	j := w.st.Jobs[a.Job]
 	for key := range n.images {
-		if key.job != a.Job || a.Epoch != 0 && key.epoch != a.Epoch {
-			continue
+		if a.Epoch == 0 || key.epoch == a.Epoch {
+			w.unlink(n, key)
 		}
-		if j != nil && j.Find(key.epoch) != nil && slices.Contains(j.Find(key.epoch).Images[key.pod].Holders, n.id) {
-			w.fail("image of epoch %d pod %d dropped on %s, and the log counts on it", key.epoch, key.pod, n.id)
-		}
-		delete(n.images, key)
 	}
+}
+
+// unlink deletes an image, which may be only when the log does not count on it.
+func (w *world) unlink(n *wnode, key imageKey) {
+	if e := w.st.Jobs[1].Find(key.epoch); e != nil && slices.Contains(e.Images[key.pod].Holders, n.id) {
+		w.fail("image of epoch %d pod %d dropped on %s, and the log counts on it", key.epoch, key.pod, n.id)
+	}
+	delete(n.images, key)
+}
+
+// seal writes the COMMITTED record.
+func (w *world) seal(n *wnode, a Seal) Done {
+	if !w.law.committed[a.Epoch.Epoch] {
+		w.fail("epoch %d sealed on %s, and never committed", a.Epoch.Epoch, n.id)
+	}
+	for _, p := range a.Pods {
+		if _, ok := n.images[imageKey{a.Epoch.Epoch, p}]; !ok {
+			w.logf("no image of epoch %d pod %d on %s to seal", a.Epoch.Epoch, p, n.id)
+			return conflict("no image to seal")
+		}
+	}
+	n.sealed[a.Epoch.Epoch] = true
+	return Done{}
 }
 
 func (w *world) logAction(l *wleader, a Action) {

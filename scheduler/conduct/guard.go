@@ -14,8 +14,9 @@ import (
 // The fence: a lease that was renewed at t (when this leader granted it, which
 // is after the supervisor asked) lets ranks compute until t+Lease at the most.
 // A former leader cannot have granted any after this one's term began, because
-// it had to be confirmed by a majority between request and grant. So a life of
-// a node is fenced at max(start of the term, last grant) + Lease + LeaseMargin,
+// it had to be confirmed by a majority between request and grant. A supervisor
+// has its first lease from its start, which counts as granted when that is
+// answered; before, no rank of it was released. So a life of a node is fenced at max(start of the term, last grant) + Lease + LeaseMargin,
 // or at once on certain evidence: its processes were killed, or the node came
 // back with a higher boot, which it does only after it killed them.
 type guard struct {
@@ -203,6 +204,10 @@ func (g *guard) renew(ref scheduler.NodeRef) bool {
 	g.grants[ref] = g.l.now
 	return true
 }
+
+// started counts the lease that a supervisor has from its start, asked for or
+// not: a spare that just took over may never have renewed one.
+func (g *guard) started(ref scheduler.NodeRef) { g.grants[ref] = g.l.now }
 
 // suspected reports whether something speaks against a living node.
 func (g *guard) suspected(ref scheduler.NodeRef) bool { return g.doubts[ref] != nil }

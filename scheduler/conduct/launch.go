@@ -29,11 +29,16 @@ func (c *conductor) launch() {
 }
 
 func (c *conductor) startPod(p job.PodIndex, restore bool, limit time.Duration, done func(Done)) {
-	node := c.j.Pods[p].Node
+	at := c.where(p)
 	spec := c.podSpec(p, restore)
 	c.l.request(c.scope, limit, limit, func(ref Ref, timeout time.Duration) Action {
-		return StartPod{Ref: ref, Job: c.id, Pod: p, Node: node, Spec: spec, Timeout: timeout}
-	}, done)
+		return StartPod{Ref: ref, Job: c.id, Pod: p, Node: at.Node, Spec: spec, Timeout: timeout}
+	}, func(d Done) {
+		if d.Failure == nil {
+			c.l.guard.started(at)
+		}
+		done(d)
+	})
 }
 
 func (c *conductor) launchFailed(p job.PodIndex, f *Failure) {

@@ -50,9 +50,11 @@ func (w *world) phase(p *wpod, q podapi.PhaseRequest) Done {
 		return Done{Failure: &Failure{Kind: FailedForGood, Text: "something is broken"}}
 	}
 	p.settle(w.now)
+	w.before(p, q, r)
 	d := w.op(p, q, r)
 	if d.Failure == nil {
 		p.done[q.Op] = true
+		w.law.did(r, q.Op, p.spec.Placement.Pod)
 	}
 	return d
 }
@@ -130,12 +132,9 @@ func (w *world) followOp(p *wpod, q podapi.PhaseRequest, r turn) Done {
 	case podapi.OpResume:
 		p.state, p.since = "pending", w.now
 	case podapi.OpWrite:
-		p.node.images[imageKey{p.spec.Job, q.Epoch, p.spec.Placement.Pod}] = p.taken[q.Epoch]
+		p.node.images[imageKey{q.Epoch, p.spec.Placement.Pod}] = p.taken[q.Epoch]
 		p.state = "written"
 	case podapi.OpCommit:
-		if j := w.st.Jobs[p.spec.Job]; !j.State.Final() && j.Find(q.Epoch) == nil {
-			w.fail("pod %d told that epoch %d is committed", p.spec.Placement.Pod, q.Epoch)
-		}
 		p.state, p.seen = "running", q.Epoch
 	case podapi.OpRollback:
 		return w.goBack(p, q)
@@ -174,36 +173,15 @@ func (w *world) goBack(p *wpod, q podapi.PhaseRequest) Done {
 	if j := w.st.Jobs[p.spec.Job]; !j.State.Final() && j.Find(q.Epoch) == nil {
 		w.fail("pod %d returns to epoch %d, which is not committed", p.spec.Placement.Pod, q.Epoch)
 	}
-	im, have := p.node.images[imageKey{p.spec.Job, q.Epoch, p.spec.Placement.Pod}]
+	im, have := p.node.images[imageKey{q.Epoch, p.spec.Placement.Pod}]
 	if !have {
 		return conflict("no image to go back to")
+	}
+	if r := w.law.rounds[q.Epoch]; im.attempt != r.attempt {
+		w.fail("pod %d returns to an image of epoch %d of another round", p.spec.Placement.Pod, q.Epoch)
 	}
 	p.state, p.whole, p.progress = "rebuilt", q.Epoch, im.progress // a suspension outlives it
 	p.passed, p.waits, p.asked = im.passed, im.waits, 0
 	p.cut, p.ended = im, false
 	return fine()
-}
-
-// releasePod lets the ranks go on, which may be only when those of all pods
-// are back at the same cut.
-func (w *world) releasePod(p *wpod, q podapi.PhaseRequest) {
-	p.state, p.since, p.seen = "running", w.now, max(p.seen, q.Epoch)
-	w.released++
-	j := w.st.Jobs[p.spec.Job]
-	if j.Incarnation != q.Incarnation {
-		return
-	}
-	for _, sp := range j.Pods {
-		n := w.nodes[sp.Node]
-		if n == nil || !n.up || n.pods[p.spec.Job] == nil {
-			continue
-		}
-		o := n.pods[p.spec.Job]
-		if o.whole != q.Epoch || o.turn.inc != q.Incarnation {
-			w.fail("pod %d released while pod %d is %s", p.spec.Placement.Pod, sp.Index, o.state)
-		}
-		if o.cut.attempt != p.cut.attempt {
-			w.fail("epoch %d: pods of different rounds", q.Epoch)
-		}
-	}
 }

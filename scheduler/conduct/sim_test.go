@@ -31,8 +31,8 @@ func (w *world) crash(id job.NodeID, cut bool) {
 		n.cut = true
 	} else {
 		n.up = false
-		for _, p := range n.pods {
-			w.killPod(p)
+		if n.pod != nil {
+			w.killPod(n.pod)
 		}
 	}
 	w.gossip(n, boot)
@@ -85,8 +85,9 @@ func (w *world) revive(id job.NodeID) {
 	switch {
 	case !n.up:
 		n.up, n.lamd, n.cut = true, true, false
-		n.pods = map[job.ID]*wpod{}
 		n.boot++
+		n.run++
+		n.killed = 0
 		w.logf("FAULT %s revived with boot %d", id, n.boot)
 		if sn := w.st.Nodes[id]; n.boot <= sn.Boot {
 			n.boot = sn.Boot + 1
@@ -104,7 +105,7 @@ func (w *world) revive(id job.NodeID) {
 // kill ends the pod of a job on some node, or a rank in it.
 func (w *world) kill(id job.NodeID, what string) {
 	n := w.nodes[id]
-	p := n.pods[1]
+	p := n.pod
 	if !n.up || p == nil || !p.runs() || p.ended {
 		return
 	}
@@ -135,6 +136,8 @@ func (w *world) restartLamd(id job.NodeID) {
 	}
 	w.logf("FAULT lamd of %s restarts", id)
 	n.lamd = false
+	n.run++
+	n.killed = 0
 	w.checkLeader()
 	w.after(w.delay(100, 1500), func() { n.lamd = n.up })
 }
@@ -284,7 +287,7 @@ func (w *world) verdict() error {
 		}
 	}
 	for _, n := range w.nodes {
-		if n.up && len(n.pods) > 0 {
+		if n.up && n.pod != nil {
 			return fmt.Errorf("pods are left on %s", n.id)
 		}
 	}

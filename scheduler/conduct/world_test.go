@@ -1,7 +1,6 @@
 package conduct
 
 import (
-	"container/heap"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -31,6 +30,8 @@ type world struct {
 	leaders []*wleader // of all terms that still act, the newest last
 
 	lazy  float64 // chance that an answer is lost or a request fails
+	stray float64 // chance that a request arrives once more, late, when nobody reads its answer
+	calm  bool    // no faults any more
 	trace *strings.Builder
 	bad   error
 
@@ -45,6 +46,8 @@ type world struct {
 	fixed    bool         // delays are not drawn
 	released int
 	commits  int
+	restarts int // of the job from its images that are still to come
+	law      law
 }
 
 // wnode is a machine.
@@ -54,12 +57,14 @@ type wnode struct {
 	up     bool // the machine runs
 	lamd   bool // lamd answers
 	cut    bool // reaches only itself
-	pods   map[job.ID]*wpod
+	run    int  // counts the starts of lamd: a request that was on its way dies with the old one
+	pod    *wpod
+	killed job.Incarnation // pods built up to this one were killed by request, and are not started any more
 	images map[imageKey]wimage
+	sealed map[job.Epoch]bool
 }
 
 type imageKey struct {
-	job   job.ID
 	epoch job.Epoch
 	pod   job.PodIndex
 }
@@ -124,30 +129,57 @@ type event struct {
 	do  func()
 }
 
-type eventQueue []*event
+type eventQueue []event
 
-func (q eventQueue) Len() int { return len(q) }
-func (q eventQueue) Less(i, k int) bool {
-	return q[i].at < q[k].at || q[i].at == q[k].at && q[i].seq < q[k].seq
+// push and pop keep a heap by time and order of arrival.
+func (q *eventQueue) push(e event) {
+	*q = append(*q, e)
+	h := *q
+	for i := len(h) - 1; i > 0; {
+		up := (i - 1) / 2
+		if !h[i].before(h[up]) {
+			return
+		}
+		h[i], h[up] = h[up], h[i]
+		i = up
+	}
 }
-func (q eventQueue) Swap(i, k int) { q[i], q[k] = q[k], q[i] }
-func (q *eventQueue) Push(x any)   { *q = append(*q, x.(*event)) }
-func (q *eventQueue) Pop() any {
-	old := *q
-	e := old[len(old)-1]
-	*q = old[:len(old)-1]
-	return e
+
+func (q *eventQueue) pop() event {
+	h := *q
+	top := h[0]
+	last := len(h) - 1
+	h[0] = h[last]
+	h[last] = event{}
+	h = h[:last]
+	*q = h
+	for i := 0; ; {
+		least := i
+		for _, k := range [2]int{2*i + 1, 2*i + 2} {
+			if k < last && h[k].before(h[least]) {
+				least = k
+			}
+		}
+		if least == i {
+			return top
+		}
+		h[i], h[least] = h[least], h[i]
+		i = least
+	}
 }
+
+func (e event) before(o event) bool { return e.at < o.at || e.at == o.at && e.seq < o.seq }
 
 func newWorld(seed uint64, compute, spares int) *world {
 	w := &world{rnd: rand.New(rand.NewPCG(seed, 1)), nodes: map[job.NodeID]*wnode{}, posts: map[Ticket]*wpod{}, asked: map[Ticket]*wleader{}, work: 20 * time.Second} //nolint:gosec // a test
+	w.law = newLaw()
 	for i := range compute + spares {
 		id := job.NodeID(fmt.Sprintf("n%d", i+1))
 		role := scheduler.Compute
 		if i >= compute {
 			role = scheduler.Spare
 		}
-		w.nodes[id] = &wnode{id: id, boot: 1, up: true, lamd: true, pods: map[job.ID]*wpod{}, images: map[imageKey]wimage{}}
+		w.nodes[id] = &wnode{id: id, boot: 1, up: true, lamd: true, images: map[imageKey]wimage{}, sealed: map[job.Epoch]bool{}}
 		w.order = append(w.order, w.nodes[id])
 		w.apply(scheduler.Command{Join: &scheduler.Join{Node: id, Addr: "10.0.0.1", Boot: 1, Session: 1, Role: role, Slots: 2}})
 	}
@@ -180,7 +212,7 @@ func (w *world) fail(format string, args ...any) {
 
 func (w *world) after(d time.Duration, do func()) {
 	w.seq++
-	heap.Push(&w.events, &event{at: w.now + d, seq: w.seq, do: do})
+	w.events.push(event{at: w.now + d, seq: w.seq, do: do})
 }
 
 // delay draws a time between lo and hi milliseconds.
@@ -195,13 +227,12 @@ func (w *world) chance(p float64) bool { return p > 0 && w.rnd.Float64() < p }
 
 // run plays until the given time, or until done says so.
 func (w *world) run(until time.Duration, done func() bool) {
-	for w.events.Len() > 0 && w.bad == nil && !done() {
-		e := heap.Pop(&w.events).(*event) //nolint:errcheck,forcetypeassert // only events are pushed
-		if e.at > until {
-			heap.Push(&w.events, e)
+	for len(w.events) > 0 && w.bad == nil && !done() {
+		if w.events[0].at > until {
 			w.now = until
 			return
 		}
+		e := w.events.pop()
 		w.now = e.at
 		e.do()
 		w.check()
@@ -212,7 +243,9 @@ func (w *world) run(until time.Duration, done func() bool) {
 func (w *world) apply(c scheduler.Command) *scheduler.Refusal {
 	w.index++
 	next, acts := scheduler.Step(w.st, w.index, c)
+	was := w.st
 	w.st = next
+	w.followed(was, c)
 	for _, a := range acts {
 		switch {
 		case a.Kind == scheduler.ActRefuse:
@@ -258,33 +291,38 @@ func dataText(data map[string]any) string {
 }
 
 // reconcile is what every lamd does that learns of a newer state: it kills
-// pods that the log does not want on its node any more.
+// the pod that the log does not want on its node any more.
 func (w *world) reconcile() {
-	for _, n := range w.sorted() {
+	for _, n := range w.order {
 		if !n.up || !n.lamd || n.cut {
 			continue
 		}
-		want := w.st.PodsOn(n.id, n.boot)
-		for id, p := range n.pods {
-			q, ok := want[id]
-			// An ended job's pods are left to the conductor, which lets their
-			// output be read.
-			if j := w.st.Jobs[id]; j != nil && j.State.Final() && !j.Retired && w.st.IsAlive(scheduler.NodeRef{Node: n.id, Boot: n.boot}) {
-				continue
-			}
-			if !ok || p.spec.Incarnation < q.Built {
-				w.killPod(p)
-			}
+		if p := n.pod; p != nil && !w.wanted(n, p) {
+			w.killPod(p)
 		}
 		if sn := w.st.Nodes[n.id]; sn.State == scheduler.Dead && sn.Boot >= n.boot {
-			for _, p := range n.pods {
-				w.killPod(p)
+			if n.pod != nil {
+				w.killPod(n.pod)
 			}
 			n.boot = sn.Boot + 1
 			w.apply(scheduler.Command{Join: &scheduler.Join{Node: n.id, Addr: "10.0.0.1", Boot: n.boot, Session: 1, Slots: 2}})
 			w.toLeaders(nil)
 		}
 	}
+}
+
+// wanted reports whether the log has pod p on its node. An ended job's pods are
+// left to the conductor, which lets their output be read.
+func (w *world) wanted(n *wnode, p *wpod) bool {
+	j := w.st.Jobs[p.spec.Job]
+	if j == nil {
+		return false
+	}
+	if j.State.Final() {
+		return !j.Retired && w.st.IsAlive(scheduler.NodeRef{Node: n.id, Boot: n.boot})
+	}
+	q := j.Pods[p.spec.Placement.Pod]
+	return q.Node == n.id && q.Boot == n.boot && p.spec.Incarnation >= q.Built
 }
 
 func (w *world) sorted() []*wnode {
@@ -302,8 +340,8 @@ func (w *world) reach(from *wnode, to job.NodeID) *wnode {
 func (w *world) killPod(p *wpod) {
 	p.settle(w.now)
 	p.dead = true
-	if p.node.pods[p.spec.Job] == p {
-		delete(p.node.pods, p.spec.Job)
+	if p.node.pod == p {
+		p.node.pod = nil
 	}
 }
 
@@ -321,33 +359,4 @@ func (p *wpod) settle(now time.Duration) {
 // computing reports whether the ranks of p run at this moment.
 func (p *wpod) computing(now time.Duration) bool {
 	return p.runs() && !p.ended && p.lease > now
-}
-
-// check looks for what may never be.
-func (w *world) check() {
-	type key struct {
-		job job.ID
-		pod job.PodIndex
-	}
-	seen := map[key]*wpod{}
-	inc := map[job.ID]job.Incarnation{}
-	for _, n := range w.order {
-		if !n.up {
-			continue
-		}
-		for id, p := range n.pods {
-			if !p.computing(w.now) {
-				continue
-			}
-			k := key{id, p.spec.Placement.Pod}
-			if o := seen[k]; o != nil {
-				w.fail("job %v pod %d computes on %s and on %s", id, k.pod, o.node.id, n.id)
-			}
-			seen[k] = p
-			if i, ok := inc[id]; ok && i != p.head.Incarnation {
-				w.fail("job %v: pods of incarnations %d and %d compute", id, i, p.head.Incarnation)
-			}
-			inc[id] = p.head.Incarnation
-		}
-	}
 }
