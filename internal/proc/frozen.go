@@ -50,8 +50,10 @@ type Frozen struct {
 	stub   uint64 // address of the stub, 0 when not mapped
 	gadget uint64 // address of a syscall instruction, 0 when not searched
 	avoid  []kernel.Range
-	mem    *os.File // /proc/PID/mem, opened on demand
-	over   bool     // thawed or gone
+	// helpers are children that Fork made and the process must reap.
+	helpers []int
+	mem     *os.File // /proc/PID/mem, opened on demand
+	over    bool     // thawed or gone
 }
 
 // Tracer returns the tracer that f belongs to.
@@ -198,7 +200,8 @@ func (f *Frozen) Thaw(ctx context.Context) error {
 			return nil
 		}
 		f.over = true
-		err := f.dropStub(ctx)
+		err := twice(func() error { return f.reapHelpers(ctx) })
+		err = errors.Join(err, f.dropStub(ctx))
 		if f.mem != nil {
 			_ = f.mem.Close() // opened for writing through the page tables: nothing is buffered
 		}
@@ -240,7 +243,10 @@ func (f *Frozen) Kill() error {
 // reap waits for the end of a killed thread; other stops are passed over.
 func (f *Frozen) reap(th *Thread, deadline time.Time) {
 	for {
-		_, err := f.sys.WaitStop(th.TID, deadline)
+		err := twice(func() error {
+			_, err := f.sys.WaitStop(th.TID, deadline)
+			return err
+		})
 		if err != nil {
 			return // gone, reaped by somebody else, or late: the kernel releases it with our thread
 		}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"sort"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -224,36 +225,63 @@ func (f *Frozen) runStub(ctx context.Context, th *Thread, n uint64, strict bool,
 	if err := f.load(th, &r); err != nil {
 		return n, err
 	}
+	ended := false
+	now, err := f.runTo(ctx, th, f.stub+stubEnd, func(event int) (bool, error) {
+		if onEvent == nil {
+			return false, nil
+		}
+		end, err := onEvent(event)
+		ended = end
+		return end, err
+	})
+	if err != nil {
+		return n, err
+	}
+	if ended {
+		return 0, nil
+	}
+	return now.R13, nil
+}
+
+// runTo lets th run until it stops behind the int3 that ends at address end,
+// and returns its registers there. At ptrace events it calls onEvent and goes
+// on unless that answers true.
+func (f *Frozen) runTo(ctx context.Context, th *Thread, end uint64, onEvent func(event int) (bool, error)) (now kernel.Regs, err error) {
 	deadline := deadlineOf(ctx)
 	for {
 		th.running = true
 		if err := f.sys.Cont(th.TID, 0); err != nil {
 			th.running = false
-			return n, err
+			return now, err
 		}
 		ws, err := f.wait(th, deadline)
 		if err != nil {
-			return n, err
+			return now, err
 		}
 		event := int(ws) >> 16
-		if event != 0 && event != kernel.EventStop && onEvent != nil {
-			if end, err := onEvent(event); err != nil || end {
-				return 0, err
+		if event != 0 && event != kernel.EventStop {
+			if stop, err := onEvent(event); err != nil || stop {
+				return now, err
 			}
 			continue
 		}
 		if event != 0 || ws.StopSignal() == unix.SIGSTOP {
+			if time.Now().After(deadline) { // stops that keep coming
+				return now, kernel.ErrTimeout
+			}
 			continue
 		}
-		now, err := f.sys.GetRegs(th.TID)
-		if err != nil {
-			return n, err
+		if now, err = f.sys.GetRegs(th.TID); err != nil {
+			return now, err
 		}
-		if now.Rip == f.stub+stubEnd {
-			return now.R13, nil
+		if now.Rip == end {
+			return now, nil
 		}
 		if ws.StopSignal() != unix.SIGTRAP {
-			return n, errorf(f.PID, "inject: thread %d: signal %v at %#x", th.TID, ws.StopSignal(), now.Rip)
+			return now, errorf(f.PID, "inject: thread %d: signal %v at %#x", th.TID, ws.StopSignal(), now.Rip)
+		}
+		if time.Now().After(deadline) {
+			return now, kernel.ErrTimeout
 		}
 	}
 }

@@ -98,7 +98,9 @@ func (f *Frozen) ensureStub(ctx context.Context, th *Thread) error {
 		return &kernel.Error{Op: "inject mmap", PID: f.PID, Errno: errno}
 	}
 	f.stub = uint64(ret)
-	if err := f.WriteMem(f.stub, stubCode()); err != nil {
+	code := make([]byte, forkEntry, forkEntry+16)
+	copy(code, stubCode())
+	if err := f.WriteMem(f.stub, append(code, forkCode()...)); err != nil {
 		return errors.Join(err, f.dropStub(ctx))
 	}
 	return nil
@@ -217,13 +219,23 @@ func (f *Frozen) step(ctx context.Context, th *Thread, nr uint64, args ...uint64
 	if err := f.load(th, &r); err != nil {
 		return 0, err
 	}
-	for {
+	return f.stepOver(th, deadlineOf(ctx))
+}
+
+// maxStops bounds the stops of other kinds (SIGSTOP, a group stop, a trap that
+// was pending) that may come before the one that a single step leads to.
+const maxStops = 100
+
+// stepOver steps th over the gadget and returns what the call answered.
+func (f *Frozen) stepOver(th *Thread, deadline time.Time) (int64, error) {
+	for range maxStops {
 		th.running = true
 		if err := f.sys.SingleStep(th.TID); err != nil {
 			th.running = false
 			return 0, err
 		}
-		if _, err := f.wait(th, deadlineOf(ctx)); err != nil {
+		ws, err := f.wait(th, deadline)
+		if err != nil {
 			return 0, err
 		}
 		now, err := f.sys.GetRegs(th.TID)
@@ -232,12 +244,16 @@ func (f *Frozen) step(ctx context.Context, th *Thread, nr uint64, args ...uint64
 		}
 		switch now.Rip {
 		case f.gadget: // another stop came first
+			if sig := ws.StopSignal(); int(ws)>>16 == 0 && sig != unix.SIGTRAP && sig != unix.SIGSTOP {
+				return 0, errorf(f.PID, "inject: thread %d: signal %v at %#x", th.TID, sig, now.Rip)
+			}
 		case f.gadget + 2:
 			return int64(now.Rax), nil
 		default:
 			return 0, errorf(f.PID, "inject: thread %d went astray to %#x", th.TID, now.Rip)
 		}
 	}
+	return 0, errorf(f.PID, "inject: thread %d does not leave %#x: %w", th.TID, f.gadget, kernel.ErrTimeout)
 }
 
 // load gives th registers of ours and blocks its signals. On an error the

@@ -1,0 +1,228 @@
+package proc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/lampause/lampause/internal/kernel"
+)
+
+// Layout of the code that forks, within the stub's page: the system call of
+// the registers, and for the child, should it ever run, exit_group.
+const (
+	forkEntry = 0x80
+	forkChild = 0x82 // where the child begins, with rax 0
+	forkEnd   = 0x8e // rip after the int3 that ends the parent's turn
+)
+
+// forkCode carries the system call of the registers out and stops with int3.
+// A child that comes out of the call ends itself: it is stopped before its
+// first instruction and runs only if its tracer is gone.
+func forkCode() []byte {
+	return []byte{
+		0x0f, 0x05, // 80 syscall
+		0x48, 0x85, 0xc0, // 82 test rax, rax
+		0x75, 0x06, // 85 jnz end
+		0xb0, 0xe7, // 87 mov al, 231 (exit_group; rax was 0)
+		0x31, 0xff, // 89 xor edi, edi
+		0x0f, 0x05, // 8b syscall, which does not return
+		0xcc, // 8d end: int3
+	}
+}
+
+// exitOnKill is PTRACE_O_EXITKILL: the tracee dies with its tracer.
+const exitOnKill = unix.PTRACE_O_EXITKILL
+
+// forkEvents report the new process to the tracer, whatever its exit signal.
+const forkEvents = unix.PTRACE_O_TRACEFORK | unix.PTRACE_O_TRACEVFORK | unix.PTRACE_O_TRACECLONE
+
+// Fork makes a copy-on-write copy of the process: one thread that never runs
+// the program, stopped, traced by the same Tracer. It is there to be read
+// (ReadMem and the like, from any goroutine) while f goes on; the caller kills
+// it. It has memory as f has now, except what a fork does not copy: mappings
+// with MADV_DONTFORK are missing, those with MADV_WIPEONFORK are empty, shared
+// ones are shared.
+//
+// f does not see it: the copy is made by a helper which f reaps before it runs
+// again, so that it is no child of f but of the first reaper above; it sends
+// nobody a signal, has no descriptors open and a session of its own. It dies
+// with the tracer.
+//
+// Precondition: neither f nor an ancestor of it that the caller works on is a
+// reaper of orphans (PR_SET_CHILD_SUBREAPER), or pid 1 of its namespace.
+//
+// Expected errors: *kernel.Error with EAGAIN or ENOMEM (limits), EPERM;
+// ErrUnsupported. f is as before then. Source: clone(2), close_range(2),
+// ptrace(2), prctl(2) PR_SET_CHILD_SUBREAPER.
+func (f *Frozen) Fork(ctx context.Context) (child *Frozen, err error) {
+	err = f.t.Do(func() error {
+		child, err = f.fork(ctx)
+		return err
+	})
+	if err != nil {
+		return nil, errorf(f.PID, "fork: %w", err)
+	}
+	return child, nil
+}
+
+func (f *Frozen) fork(ctx context.Context) (child *Frozen, err error) {
+	if err := f.ensureStub(ctx, f.Leader()); err != nil {
+		return nil, err
+	}
+	// The helper shares memory and descriptors with f; it copies nothing.
+	helper, err := f.forkFrom(ctx, forkEvents, unix.CLONE_VM|unix.CLONE_FILES)
+	if err != nil {
+		return nil, err
+	}
+	child, err = helper.forkFrom(ctx, forkEvents|exitOnKill, unix.CLONE_FILES)
+	if err == nil {
+		b := child.Batch(child.Leader())
+		b.Call(unix.SYS_CLOSE_RANGE, 0, uint64(^uint32(0)), unix.CLOSE_RANGE_UNSHARE)
+		b.Call(unix.SYS_SETSID)
+		err = b.Run(ctx)
+	}
+	if err == nil {
+		// To the end: what the tracer's death leaves of it ends itself.
+		err = twice(func() error { return f.sys.SetOptions(child.PID, exitOnKill) })
+	}
+	err = errors.Join(err, helper.Kill())
+	err = errors.Join(err, twice(func() error { return f.reapHelpers(ctx) }))
+	if err != nil && child != nil {
+		err = errors.Join(err, child.Kill())
+		child = nil
+	}
+	return child, err
+}
+
+// forkFrom has the leader of f carry out clone3 with flags and no exit signal.
+// options are those of f meanwhile; the new process inherits them.
+func (f *Frozen) forkFrom(ctx context.Context, options int, flags uint64) (*Frozen, error) {
+	th := f.Leader()
+	b := &Batch{f: f, th: th, addr: f.stub + stubData}
+	args := b.Words((&CloneArgs{Flags: flags}).words(0)...)
+	if err := f.sys.Check("inject clone3", f.PID); err != nil {
+		return nil, err
+	}
+	if err := f.WriteMem(args, b.data); err != nil {
+		return nil, err
+	}
+	if err := f.sys.SetOptions(th.TID, options); err != nil {
+		return nil, err
+	}
+	born, err := f.runFork(ctx, th, args)
+	err = errors.Join(err, twice(func() error { return f.sys.SetOptions(th.TID, options&exitOnKill) }))
+	if born == 0 {
+		return nil, errors.Join(err, f.endStrays(ctx, flags))
+	}
+	child := f.newborn(born)
+	if flags&unix.CLONE_VM != 0 {
+		f.helpers = append(f.helpers, born)
+	}
+	if err == nil {
+		err = twice(func() error {
+			_, err := f.wait(child.Leader(), deadlineOf(ctx))
+			return err
+		})
+	}
+	if err != nil {
+		return nil, errors.Join(err, child.Kill(), twice(func() error { return f.reapHelpers(ctx) }))
+	}
+	return child, nil
+}
+
+// newborn describes a process that came out of forkCode in f's leader: it is
+// attached, and stopped before the instruction that tests rax.
+func (f *Frozen) newborn(pid int) *Frozen {
+	th := &Thread{
+		TID: pid, Regs: callRegs(f.Leader(), f.stub+forkChild), SigMask: ^uint64(sigTrapBit),
+		running: true, rseqDone: true, // registrations are not inherited where memory is shared
+	}
+	th.Regs.Rax = 0
+	return &Frozen{PID: pid, Threads: []*Thread{th}, t: f.t, sys: f.sys, stub: f.stub, gadget: f.gadget}
+}
+
+// runFork has th carry out clone3 at forkEntry and returns the new process as
+// our pid namespace has it, 0 when none is known. Afterwards th has its own
+// registers and mask again.
+func (f *Frozen) runFork(ctx context.Context, th *Thread, args uint64) (born int, err error) {
+	if err := f.abortRseq(th); err != nil {
+		return 0, err
+	}
+	r := callRegs(th, f.stub+forkEntry)
+	r.Rax, r.Rdi, r.Rsi = unix.SYS_CLONE3, args, 88
+	r.Rsp = f.stub + stubCalls
+	defer func() { err = errors.Join(err, f.settle(th)) }()
+	if err := f.load(th, &r); err != nil {
+		return 0, err
+	}
+	now, err := f.runTo(ctx, th, f.stub+forkEnd, func(int) (bool, error) {
+		return false, twice(func() error {
+			id, err := f.sys.EventMsg(th.TID)
+			born = int(id)
+			return err
+		})
+	})
+	if err != nil {
+		return born, err
+	}
+	if errno := Errno(int64(now.Rax)); errno != 0 {
+		return 0, &kernel.Error{Op: "inject clone3", PID: f.PID, Errno: errno}
+	}
+	if born == 0 {
+		return 0, fmt.Errorf("clone3 answered %d without an event", now.Rax)
+	}
+	return born, nil
+}
+
+// endStrays ends a process that was forked without our being told, because the
+// fork was cut off by a failure: a child of f that our own thread traces.
+func (f *Frozen) endStrays(ctx context.Context, flags uint64) error {
+	kids, err := Children(f.PID)
+	if err != nil {
+		return err
+	}
+	for _, pid := range kids {
+		st, err := ReadStatus(pid)
+		if err != nil || st.TracerPid != unix.Gettid() {
+			continue // not ours, or gone
+		}
+		if flags&unix.CLONE_VM != 0 {
+			f.helpers = append(f.helpers, pid)
+		}
+		if err := f.newborn(pid).Kill(); err != nil {
+			return err
+		}
+	}
+	return twice(func() error { return f.reapHelpers(ctx) })
+}
+
+// reapHelpers has f take the exit status of helpers that ended, which nobody
+// else can.
+func (f *Frozen) reapHelpers(ctx context.Context) error {
+	for len(f.helpers) > 0 {
+		st, err := ReadStatus(f.helpers[0])
+		if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+			f.helpers = f.helpers[1:] // an attempt that failed had done it
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		ret, err := f.step(ctx, f.Leader(), unix.SYS_WAIT4, uint64(st.Inner()), 0, unix.WALL|unix.WNOHANG, 0)
+		if err != nil {
+			return err
+		}
+		if errno := Errno(ret); errno != 0 {
+			return &kernel.Error{Op: "inject wait4", PID: f.PID, Errno: errno}
+		}
+		if ret == 0 {
+			return fmt.Errorf("helper %d has not ended: %w", f.helpers[0], kernel.ErrTimeout)
+		}
+		f.helpers = f.helpers[1:]
+	}
+	return nil
+}
