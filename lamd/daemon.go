@@ -309,7 +309,7 @@ func (d *Daemon) lead() *lead {
 // serve runs both servers.
 func (d *Daemon) serve(ctx context.Context) error {
 	node := &nodeAPI{
-		self: d.cfg.Node, pods: d.pods, store: d.store, peers: d.peers, log: component(d.log, "node-api"),
+		self: d.cfg.Node, boot: d.cfg.Boot, pods: d.pods, store: d.store, peers: d.peers, log: component(d.log, "node-api"),
 		fan:     d.fan,
 		archive: &archive{dir: filepath.Join(d.cfg.RuntimeDir, "ended")},
 		stateOf: func(id job.ID) string { return filepath.Join(d.cfg.imagesDir(), id.String()) },

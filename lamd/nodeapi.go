@@ -72,6 +72,7 @@ type dropRequest struct {
 // nodeAPI serves the node API. Its fields are set once, before it serves.
 type nodeAPI struct {
 	self    job.NodeID
+	boot    job.Boot
 	pods    *pods
 	store   *image.Store
 	stateOf func(job.ID) string // image directory of a job
@@ -121,6 +122,12 @@ func handle[T any](mux *http.ServeMux, pattern string, do func(context.Context, 
 // start builds a pod here. A program that cannot be started is a refusal with
 // the exit code that the job should end with.
 func (n *nodeAPI) start(ctx context.Context, spec podapi.PodSpec) error {
+	if spec.Boot != 0 && spec.Boot != n.boot {
+		return tooLate("this is boot %d of %s: a pod placed on boot %d is not started", n.boot, n.self, spec.Boot)
+	}
+	if err := n.pods.admit(spec); err != nil {
+		return err
+	}
 	if err := n.archive.forget(spec.Job); err != nil {
 		return err
 	}
@@ -141,6 +148,7 @@ func (n *nodeAPI) kill(ctx context.Context, r killRequest) error {
 			n.log.Warn().Err(err).Uint64("job", uint64(r.Job)).Msg("output of an ended pod is lost for late readers")
 		}
 	}
+	n.pods.endUpTo(r.Job, r.UpTo)
 	return n.pods.kill(context.WithoutCancel(ctx), r.Job, named)
 }
 

@@ -60,6 +60,9 @@ type pods struct {
 
 	mu  sync.Mutex // guards all below
 	all map[job.ID]*localPod
+	// over holds the incarnation up to which pods of a job were killed by
+	// request: a start that comes late must not bring one back.
+	over map[job.ID]job.Incarnation
 }
 
 // localPod is a supervisor of this node. Its fields but procs do not change
@@ -135,6 +138,9 @@ func (m *pods) start(ctx context.Context, spec podapi.PodSpec) error {
 		return fmt.Errorf("start pod of job %d: %w", spec.Job, err)
 	}
 	defer unlock()
+	if err := m.admit(spec); err != nil {
+		return err
+	}
 	if old, ok := m.get(spec.Job); ok {
 		if old.spec.Incarnation == spec.Incarnation && old.spec.Placement.Pod == spec.Placement.Pod {
 			return nil
