@@ -49,7 +49,7 @@ func (a *actor) do(ctx context.Context, act conduct.Action) conduct.Done {
 	case conduct.Call:
 		return a.phase(ctx, act)
 	case conduct.Copy:
-		return a.timed(ctx, act.Ref, act.Timeout, func(ctx context.Context) error { return a.copy(ctx, act) })
+		return a.copy(ctx, act)
 	case conduct.Seal:
 		return a.timed(ctx, act.Ref, act.Timeout, func(ctx context.Context) error { return a.seal(ctx, act) })
 	case conduct.PullFences:
@@ -101,9 +101,29 @@ func (a *actor) phase(ctx context.Context, act conduct.Call) conduct.Done {
 	return phaseDone(act.Ref, reply, status, err)
 }
 
-func (a *actor) copy(ctx context.Context, act conduct.Copy) error {
+// copy makes a node hold an image.
+func (a *actor) copy(ctx context.Context, act conduct.Copy) conduct.Done {
 	r := copyRequest{Job: act.Job, Epoch: act.Epoch, Pod: act.Pod, From: act.From, Written: act.Written, Urgent: act.Urgent}
-	return a.peers.call(ctx, act.To, http.MethodPost, "/v1/node/copy", r, nil)
+	var out copyReply
+	d := a.timed(ctx, act.Ref, act.Timeout, func(ctx context.Context) error {
+		return a.peers.call(ctx, act.To, http.MethodPost, "/v1/node/copy", r, &out)
+	})
+	return copyDone(d, r, out)
+}
+
+// copyDone adds what a node said of a copy to the Done of the call.
+func copyDone(d conduct.Done, r copyRequest, out copyReply) conduct.Done {
+	if d.Failure != nil {
+		return d
+	}
+	d.Damaged = out.Damaged
+	switch {
+	case out.hopeless(r):
+		d.Failure = &conduct.Failure{Kind: conduct.NoIntactCopy, Text: out.Failed}
+	case out.Failed != "":
+		d.Failure = &conduct.Failure{Kind: conduct.FailedForGood, Text: out.Failed}
+	}
+	return d
 }
 
 // seal makes the COMMITTED record out of the replicated one.

@@ -95,7 +95,7 @@ func spoilt(h http.Handler, asked *atomic.Int32) http.Handler {
 		rec := httptest.NewRecorder()
 		h.ServeHTTP(rec, r)
 		b := rec.Body.Bytes()
-		if !strings.HasSuffix(r.URL.Path, image.ManifestName) {
+		if strings.HasPrefix(r.URL.Path, "/v1/images/") && !strings.HasSuffix(r.URL.Path, image.ManifestName) {
 			asked.Add(1)
 			b[len(b)-len(b)/4-1] ^= 4
 		}
@@ -114,6 +114,16 @@ func short(h http.Handler) http.Handler {
 	})
 }
 
+// tryCopy is a copy whose failure is an error.
+func tryCopy(t *testing.T, n *nodeAPI, r copyRequest) error {
+	t.Helper()
+	out, err := n.copy(testContext(t), r)
+	if err == nil && out.Failed != "" {
+		err = errors.New(out.Failed)
+	}
+	return err
+}
+
 func TestCopyTakesTheFirstWholeImage(t *testing.T) {
 	good, goodMux := testNode(t, "n1")
 	written := writeImage(t, good.store)
@@ -123,7 +133,7 @@ func TestCopyTakesTheFirstWholeImage(t *testing.T) {
 	n, _ := testNode(t, "n2")
 	n.peers = peersOf(t, nodes{"n1": goodMux, "n3": spoilt(goodMux, &asked), "n4": short(goodMux), "n5": emptyMux, "n6": nil})
 	r := copyRequest{Job: 7, Epoch: 3, Pod: 0, Written: written, From: []job.NodeID{"n2", "n9", "n6", "n5", "n4", "n3", "n1"}}
-	if err := n.copy(testContext(t), r); err != nil {
+	if err := tryCopy(t, n, r); err != nil {
 		t.Fatal(err)
 	}
 	if err := verify(t, n.store); err != nil {
@@ -135,7 +145,7 @@ func TestCopyTakesTheFirstWholeImage(t *testing.T) {
 	// A repeated copy finds it there, and asks nobody.
 	n.peers = peersOf(t, nodes{})
 	for _, r.Urgent = range []bool{false, true} {
-		if err := n.copy(testContext(t), r); err != nil {
+		if err := tryCopy(t, n, r); err != nil {
 			t.Errorf("again, urgent %v: %v", r.Urgent, err)
 		}
 	}
@@ -148,7 +158,7 @@ func TestCopyThatNobodyCanGive(t *testing.T) {
 	n, _ := testNode(t, "n2")
 	n.peers = peersOf(t, nodes{"n3": spoilt(goodMux, &asked), "n6": nil})
 	r := copyRequest{Job: 7, Epoch: 3, Written: written, From: []job.NodeID{"n3", "n6"}}
-	err := n.copy(testContext(t), r)
+	err := tryCopy(t, n, r)
 	if err == nil || !strings.Contains(err.Error(), "from n3") || !strings.Contains(err.Error(), "from n6") {
 		t.Fatalf("got %v", err)
 	}
@@ -158,7 +168,7 @@ func TestCopyThatNobodyCanGive(t *testing.T) {
 	// What arrived does not stand in the way of a better holder.
 	n.peers = peersOf(t, nodes{"n1": goodMux})
 	r.From = []job.NodeID{"n1"}
-	if err := n.copy(testContext(t), r); err != nil {
+	if err := tryCopy(t, n, r); err != nil {
 		t.Error(err)
 	}
 }
@@ -173,7 +183,7 @@ func TestCopiesOfOneImageDoNotDisturbEachOther(t *testing.T) {
 	var all sync.WaitGroup
 	for range 6 {
 		all.Go(func() {
-			if err := n.copy(ctx, copyRequest{Job: 7, Epoch: 3, Written: written, From: []job.NodeID{"n1"}}); err != nil {
+			if _, err := n.copy(ctx, copyRequest{Job: 7, Epoch: 3, Written: written, From: []job.NodeID{"n1"}}); err != nil {
 				t.Error(err)
 			}
 		})
@@ -190,7 +200,7 @@ func TestCopyWithAListThatIsNotWhatItSays(t *testing.T) {
 	n, _ := testNode(t, "n2")
 	n.peers = peersOf(t, nodes{"n1": goodMux})
 	written.Files["../../x"] = podapi.File{}
-	if err := n.copy(testContext(t), copyRequest{Job: 7, Epoch: 3, Written: written, From: []job.NodeID{"n1"}}); !errors.Is(err, image.ErrCorrupt) {
+	if _, err := n.copy(testContext(t), copyRequest{Job: 7, Epoch: 3, Written: written, From: []job.NodeID{"n1"}}); !errors.Is(err, image.ErrCorrupt) {
 		t.Errorf("got %v", err)
 	}
 }

@@ -29,7 +29,8 @@ import (
 //
 //	POST /v1/node/start            podapi.PodSpec
 //	POST /v1/node/kill             killRequest
-//	POST /v1/node/copy             copyRequest
+//	POST /v1/node/copy             copyRequest -> copyReply
+//	POST /v1/node/check            checkRequest -> checkReply
 //	POST /v1/node/seal             sealRequest
 //	POST /v1/node/drop             dropRequest
 //	GET  /v1/images/JOB/EPOCH/POD/FILE
@@ -44,18 +45,6 @@ type killRequest struct {
 	Pod   job.PodIndex    `json:"pod"`
 	UpTo  job.Incarnation `json:"up_to"`
 	Drain bool            `json:"drain"`
-}
-
-// copyRequest asks a node to hold a pod's image, fetched from one of From.
-type copyRequest struct {
-	Job     job.ID         `json:"job"`
-	Epoch   job.Epoch      `json:"epoch"`
-	Pod     job.PodIndex   `json:"pod"`
-	From    []job.NodeID   `json:"from"`
-	Written podapi.Written `json:"written"`
-	Urgent  bool           `json:"urgent"`
-	UID     uint32         `json:"uid"`
-	GID     uint32         `json:"gid"`
 }
 
 // sealRequest asks a holder for the COMMITTED record of an epoch.
@@ -94,7 +83,8 @@ type imageKey struct {
 func (n *nodeAPI) routes(mux *http.ServeMux) {
 	handle(mux, "POST /v1/node/start", n.start)
 	handle(mux, "POST /v1/node/kill", n.kill)
-	handle(mux, "POST /v1/node/copy", n.copy)
+	answer(mux, "POST /v1/node/copy", n.copy)
+	answer(mux, "POST /v1/node/check", n.check)
 	handle(mux, "POST /v1/node/seal", n.seal)
 	handle(mux, "POST /v1/node/drop", n.drop)
 	mux.HandleFunc("GET /v1/images/{job}/{epoch}/{pod}/{file}", n.serveImage)
@@ -150,80 +140,6 @@ func (n *nodeAPI) kill(ctx context.Context, r killRequest) error {
 	}
 	n.pods.endUpTo(r.Job, r.UpTo)
 	return n.pods.kill(context.WithoutCancel(ctx), r.Job, named)
-}
-
-// copy fetches a pod's image from the first holder that can give it whole.
-func (n *nodeAPI) copy(ctx context.Context, r copyRequest) error {
-	unlock, err := n.copying.lock(ctx, imageKey{r.Job, r.Epoch, r.Pod})
-	if err != nil {
-		return fmt.Errorf("copy image: %w", err)
-	}
-	defer unlock()
-	dir, err := n.store.CreateJob(r.Job, -1, -1)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = dir.Close() }()
-	recv, err := dir.Receive(r.Epoch, r.Pod, r.Written)
-	if errors.Is(err, image.ErrExists) {
-		return n.checkCopy(ctx, dir, r)
-	}
-	if err != nil {
-		return fmt.Errorf("copy image: %w", err)
-	}
-	var errs []error
-	for _, from := range r.From {
-		if from == n.self {
-			continue
-		}
-		if err := n.fetch(ctx, recv, from, r); err != nil {
-			errs = append(errs, fmt.Errorf("from %s: %w", from, err))
-			continue
-		}
-		if _, err := recv.Commit(); err != nil {
-			return fmt.Errorf("copy image: %w", errors.Join(err, recv.Abort()))
-		}
-		return nil
-	}
-	errs = append(errs, recv.Abort())
-	return fmt.Errorf("copy image of job %d epoch %d pod %d: no holder could give it: %w", r.Job, r.Epoch, r.Pod, errors.Join(errs...))
-}
-
-// checkCopy verifies an image that is here already, as a recovery will use it.
-func (n *nodeAPI) checkCopy(ctx context.Context, dir *image.JobDir, r copyRequest) error {
-	if !r.Urgent {
-		return nil
-	}
-	rd, err := dir.Open(r.Epoch, r.Pod)
-	if err != nil {
-		return fmt.Errorf("check image: %w", err)
-	}
-	defer func() { _ = rd.Close() }()
-	if err := rd.Verify(ctx, verifyWorkers); err != nil {
-		return fmt.Errorf("check image: %w", err)
-	}
-	return nil
-}
-
-const verifyWorkers = 4
-
-// fetch takes the missing files from one holder.
-func (n *nodeAPI) fetch(ctx context.Context, recv *image.Receiver, from job.NodeID, r copyRequest) error {
-	for _, name := range recv.Missing() {
-		path := fmt.Sprintf("/v1/images/%d/%d/%d/%s", r.Job, r.Epoch, r.Pod, name)
-		body, err := n.peers.open(ctx, from, path)
-		if err != nil {
-			return err
-		}
-		err = recv.File(ctx, name, body)
-		if cerr := body.Close(); err == nil {
-			err = cerr
-		}
-		if err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 func (n *nodeAPI) seal(_ context.Context, r sealRequest) error {
