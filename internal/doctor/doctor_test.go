@@ -53,7 +53,7 @@ func TestRun(t *testing.T) {
 	if r := seen[checkUserns]; r.Status != OK {
 		t.Skipf("no user namespaces here: %s", r.Detail)
 	}
-	for _, want := range []string{checkMounts, checkBridge, checkNested, checkLink, checkRepair, checkPIDs} {
+	for _, want := range []string{checkMounts, checkSwitch, checkNested, checkLink, checkRepair, checkPIDs} {
 		if seen[want].Status == "" {
 			t.Errorf("%s was not checked", want)
 		}

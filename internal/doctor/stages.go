@@ -34,7 +34,7 @@ const (
 	checkUserns = "user namespaces"
 	checkMounts = "own /proc and /dev/shm"
 	checkSys    = "own /sys"
-	checkBridge = "bridge and veth"
+	checkSwitch = "veth and macvlan"
 	checkNested = "nested user namespaces"
 	checkLink   = "macvlan into a pod"
 	checkRepair = "TCP_REPAIR without root"
@@ -44,7 +44,7 @@ const (
 
 const (
 	cureUserns = "root: sysctl user.max_user_namespaces=65536; on Debian and Ubuntu also kernel.unprivileged_userns_clone=1 and kernel.apparmor_restrict_unprivileged_userns=0; inside a container: run it with user namespaces allowed, or boot as root"
-	cureLink   = "root: modprobe macvlan veth bridge (CONFIG_MACVLAN, CONFIG_VETH, CONFIG_BRIDGE)"
+	cureLink   = "root: modprobe macvlan veth (CONFIG_MACVLAN, CONFIG_VETH)"
 	cureMounts = "a container that covers parts of /proc does not allow a fresh one; run outside of it or with an uncovered /proc (docker: --security-opt systempaths=unconfined)"
 )
 
@@ -129,39 +129,38 @@ func (s *stage) cluster(ctx context.Context) {
 	err = unix.Mount("sysfs", "/sys", "sysfs", flags|unix.MS_NOEXEC|unix.MS_RDONLY, "")
 	s.say(result(checkSys, err, "mounted", Warn, "without it MPI sees the host's names of network links; works where the host has an eth0"))
 	parent, err := links()
-	s.say(result(checkBridge, err, "made", Missing, cureLink))
+	s.say(result(checkSwitch, err, "made", Missing, cureLink))
 	if err != nil {
 		return
 	}
 	s.startSupervisor(ctx, parent)
 }
 
-// links makes a bridge with a link to nowhere and returns the free end.
+// links makes what a local cluster has: a link that all nodes hang on, and a
+// node's link on it, whose name it returns.
 func links() (string, error) {
-	br := netlink.NewLinkAttrs()
-	br.Name = "lam0"
-	if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: br}); err != nil {
-		return "", fmt.Errorf("bridge: %w", err)
-	}
-	bridge, err := netlink.LinkByName("lam0")
-	if err != nil {
-		return "", fmt.Errorf("bridge: %w", err)
-	}
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.MasterIndex = "node1", bridge.Attrs().Index
+	attrs.Name = "lam0"
 	veth := netlink.NewVeth(attrs)
-	veth.PeerName = "peer"
+	veth.PeerName = "lam0-end"
 	if err := netlink.LinkAdd(veth); err != nil {
 		return "", fmt.Errorf("veth: %w", err)
 	}
-	peer, err := netlink.LinkByName(veth.PeerName)
+	parent, err := netlink.LinkByName(attrs.Name)
 	if err != nil {
 		return "", fmt.Errorf("veth: %w", err)
 	}
-	if err := netlink.LinkSetUp(peer); err != nil {
-		return "", fmt.Errorf("veth: %w", err)
+	for _, l := range []netlink.Link{parent, &netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Name: veth.PeerName}}} {
+		if err := netlink.LinkSetUp(l); err != nil {
+			return "", fmt.Errorf("veth: %w", err)
+		}
 	}
-	return veth.PeerName, nil
+	attrs = netlink.NewLinkAttrs()
+	attrs.Name, attrs.ParentIndex = "node1", parent.Attrs().Index
+	if err := netlink.LinkAdd(&netlink.Macvlan{LinkAttrs: attrs, Mode: netlink.MACVLAN_MODE_BRIDGE}); err != nil {
+		return "", fmt.Errorf("macvlan: %w", err)
+	}
+	return attrs.Name, nil
 }
 
 // startSupervisor runs the next stage, and gives it its link before it begins.

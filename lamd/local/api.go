@@ -106,9 +106,6 @@ func (h *holder) revive(ctx context.Context, id job.NodeID) error {
 	if m.alive() {
 		return refuse(job.ExitUsage, "node %s is up; `lam fail %s` takes its power away", id, id)
 	}
-	if err := removeNodeLink(m.index); err != nil {
-		return fmt.Errorf("node %s: %w", id, err)
-	}
 	h.log.Info().Str("node", string(id)).Msg("power on")
 	if err := m.powerOn(ctx); err != nil {
 		return err

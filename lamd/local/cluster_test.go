@@ -147,7 +147,7 @@ func (l *lab) nothingLeft() {
 		}
 	}
 	for _, name := range linkNames(l.t) {
-		if !slices.Contains(l.links, name) && (name == bridgeName || strings.HasPrefix(name, "node")) {
+		if !slices.Contains(l.links, name) && strings.HasPrefix(name, switchName) {
 			l.t.Errorf("link %s is left", name)
 		}
 	}
@@ -233,9 +233,13 @@ func TestFailAndRevive(t *testing.T) {
 	l := newLab(t, 2, 0)
 	before := l.boot()
 	n2, _ := before.Find("n2")
+	l.askText("n1", "/hold?addr="+n2.Addr.String())
 	c, err := Fail(t.Context(), l.o.Dirs, "n2")
 	if err != nil {
 		t.Fatal(err)
+	}
+	if got := l.askText("n1", "/held"); got != "open" {
+		t.Errorf("connection to a node whose power was cut: %s; nobody may hear the node die", got)
 	}
 	if n, _ := c.Find("n2"); n.State != NodeDown || n.InitPID != 0 {
 		t.Errorf("after fail: %+v", n)
@@ -264,6 +268,16 @@ func TestFailAndRevive(t *testing.T) {
 	if n, _ := c.Find("n2"); n.Boot != n2.Boot+1 || n.State != NodeUp {
 		t.Errorf("after revive: %+v", n)
 	}
+}
+
+// askText gets a text from a node's fake daemon.
+func (l *lab) askText(id job.NodeID, what string) string {
+	l.t.Helper()
+	var text string
+	if err := ask(l.t.Context(), l.o.Dirs.NodeSocket(id), http.MethodGet, what, &text); err != nil {
+		l.t.Fatal(err)
+	}
+	return text
 }
 
 // wantExit checks a refusal that came over the holder's socket.

@@ -3,6 +3,7 @@ package local
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"net"
@@ -90,6 +91,7 @@ func fakeDaemon(args []string) int {
 	mux.HandleFunc("GET /inside", func(w http.ResponseWriter, _ *http.Request) {
 		_ = json.NewEncoder(w).Encode(lookAround())
 	})
+	serveHeld(mux)
 	tcp, err := net.Listen("tcp", net.JoinHostPort(*addr, fakePort))
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -105,6 +107,29 @@ func fakeDaemon(args []string) int {
 	go func() { _ = http.Serve(tcp, mux) }()
 	_ = http.Serve(l, mux)
 	return 0
+}
+
+// serveHeld lets a test watch a connection from this node to another one: GET
+// /hold?addr=A makes it, GET /held answers "open" or how it has ended.
+func serveHeld(mux *http.ServeMux) {
+	var held net.Conn
+	mux.HandleFunc("GET /hold", func(w http.ResponseWriter, r *http.Request) {
+		c, err := new(net.Dialer).DialContext(r.Context(), "tcp", net.JoinHostPort(r.FormValue("addr"), fakePort))
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadGateway)
+			return
+		}
+		held = c
+		_ = json.NewEncoder(w).Encode("made")
+	})
+	mux.HandleFunc("GET /held", func(w http.ResponseWriter, _ *http.Request) {
+		_ = held.SetReadDeadline(time.Now().Add(50 * time.Millisecond)) // what has come has come
+		_, err := held.Read(make([]byte, 1))
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			err = errors.New("open")
+		}
+		_ = json.NewEncoder(w).Encode(err.Error())
+	})
 }
 
 // inside is what a daemon sees.

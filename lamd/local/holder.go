@@ -21,7 +21,7 @@ import (
 	"github.com/lampause/lampause/job"
 )
 
-// HolderMain is `lamd local`: pid 1 of a local cluster. It builds the bridge
+// HolderMain is `lamd local`: pid 1 of a local cluster. It builds the network
 // and the nodes, reports, and then serves fail, revive and halt until it is
 // told to end.
 //
@@ -92,7 +92,7 @@ func (h *holder) setUp(ctx context.Context) error {
 	if err := forgetLogs(h.cfg.State); err != nil {
 		return err
 	}
-	if err := makeBridge(h.cfg.MTU); err != nil {
+	if err := makeSwitch(h.cfg.MTU); err != nil {
 		return err
 	}
 	if err := os.Remove(h.cfg.ClusterSocket()); err != nil && !errors.Is(err, os.ErrNotExist) {

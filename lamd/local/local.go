@@ -7,7 +7,7 @@
 // `lam boot --local` starts one detached process, the holder (`lamd local`).
 // It is pid 1 of a pid namespace inside a user namespace U, in which the
 // caller's uid is 0 (root maps the whole range of ids), and it owns a network
-// namespace with a bridge. Per node it starts a node-init (`lamd node`), pid 1
+// namespace with the link that all nodes hang on. Per node it starts a node-init (`lamd node`), pid 1
 // of a nested pid namespace with its own net, mnt, uts and ipc namespaces,
 // which runs `lamd run` and starts it again when it ends. So:
 //
@@ -48,7 +48,7 @@ const (
 	prefixBits   = 16
 	roleCompute  = "compute"
 	roleSpare    = "spare"
-	bridgeName   = "lam0"
+	switchName   = "lam0"
 	nodeLinkName = "eth0"
 )
 

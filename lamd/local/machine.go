@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -36,6 +37,8 @@ type machine struct {
 
 	init *exec.Cmd     // nil without power
 	gone chan struct{} // closed when init has been reaped
+
+	network atomic.Pointer[os.File] // of init, from when it is ready until it has been reaped
 }
 
 // powerOn boots the node anew: next boot number, nothing left of the previous
@@ -132,17 +135,23 @@ func ownProgram() string {
 	return exe
 }
 
-// watch reaps the node-init. It ends with the node.
+// watch reaps the node-init and takes its link away, whose hardware address the
+// next boot has again; the kernel would do so some time later. It ends with the
+// node.
 func (m *machine) watch(cmd *exec.Cmd, gone chan struct{}) {
 	err := cmd.Wait()
 	m.h.log.Info().Str("node", string(m.id)).AnErr("status", err).Msg("node without power")
-	linkErr := removeNodeLink(m.index)
+	if network := m.network.Swap(nil); network != nil {
+		if err := errors.Join(removeLink(network), network.Close()); err != nil {
+			m.h.log.Warn().Err(err).Str("node", string(m.id)).Msg("link of the node may be left")
+		}
+	}
 	m.h.update(m.index, func(n *Node) { // who sees it down can revive it
 		n.State, n.InitPID, n.DaemonPID = NodeDown, 0, 0
 		close(gone)
 	})
-	if err := errors.Join(linkErr, m.h.saveCluster()); err != nil {
-		m.h.log.Warn().Err(err).Str("node", string(m.id)).Msg("clean up after node")
+	if err := m.h.saveCluster(); err != nil {
+		m.h.log.Warn().Err(err).Str("node", string(m.id)).Msg("describe cluster")
 	}
 }
 
@@ -180,6 +189,11 @@ func (m *machine) connect(ctx context.Context, boot job.Boot, cfg, reports *os.F
 		return errors.New(r.Text)
 	}
 	_ = reports.SetReadDeadline(time.Time{})
+	network, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", r.HostPID))
+	if err != nil {
+		return fmt.Errorf("node-init: %w", err)
+	}
+	m.network.Store(network)
 	m.h.update(m.index, func(n *Node) {
 		n.State, n.Boot, n.InitPID = NodeUp, boot, r.HostPID
 	})
@@ -249,11 +263,9 @@ func (m *machine) powerOff() error {
 	if !m.alive() {
 		return nil
 	}
-	linkErr := nodeLinkDown(m.index)
-	networks, err := namespacesBelow(m.init.Process.Pid)
-	if err != nil {
-		m.h.log.Warn().Err(err).Str("node", string(m.id)).Msg("connections of the node may live on for a while")
-	}
+	// Before the node is ready nothing speaks there, and the number is 0.
+	networks, err := namespacesBelow(m.h.snapshot().Nodes[m.index].InitPID)
+	linkErr := errors.Join(err, unplug(networks))
 	if err := m.init.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return errors.Join(linkErr, fmt.Errorf("kill node-init: %w", err))
 	}

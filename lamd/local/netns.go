@@ -14,9 +14,13 @@ import (
 	"github.com/lampause/lampause/internal/stream"
 )
 
-// namespacesBelow opens the network namespaces of all processes below pid,
-// which it includes, each once. What ends meanwhile is passed over.
+// namespacesBelow opens the network namespaces of all processes below pid, a
+// pid of the host, which it includes, each once. What ends meanwhile is passed
+// over. There are none below pid 0.
 func namespacesBelow(pid int) ([]*os.File, error) {
+	if pid == 0 {
+		return nil, nil
+	}
 	parents, err := parentsOfAll()
 	if err != nil {
 		return nil, err

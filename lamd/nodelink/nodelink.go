@@ -18,8 +18,12 @@
 // (8-byte TCP round trip, busy polling): node to node, no pods, 10.6 us;
 // macvlan on the nodes' links 13.1 us; a bridge in each node with a veth per
 // pod 16.7 us; equal bandwidth. A macvlan also needs no change to the node's
-// own address. The price: a pod cannot speak to its own node's address; no
-// part of lampause wants to.
+// own address. The price: on a real link a pod cannot speak to its own node's
+// address; no part of lampause wants to.
+//
+// Where the node's link is a macvlan itself, as in a local cluster, the kernel
+// hangs the pod's beside it, on the link below: macvlans do not stack. So a
+// pod's packets pass as many links as its node's do.
 //
 // Nothing here starts goroutines. Methods are safe for concurrent use, also
 // for several pods; the kernel serialises.
