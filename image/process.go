@@ -165,6 +165,8 @@ const (
 	FDSignalfd FDKind = "signalfd"
 	FDMemfd    FDKind = "memfd"
 	FDUnixPair FDKind = "unix-pair"
+	FDUnix     FDKind = "unix" // unix sockets with names, listeners, unconnected ones
+	FDUDP      FDKind = "udp"
 	FDTCP      FDKind = "tcp"
 	FDListener FDKind = "tcp-listener"
 	FDTTY      FDKind = "tty"
@@ -193,6 +195,7 @@ type Description struct {
 	SigMask  uint64      `json:"sigmask,omitempty"`
 	Unix     *UnixEnd    `json:"unix,omitempty"`
 	TCP      *TCPEnd     `json:"tcp,omitempty"`
+	UDP      *UDPEnd     `json:"udp,omitempty"`
 	External string      `json:"external,omitempty"` // "stdin" "stdout" "stderr" "pmi"
 	Locks    []FileLock  `json:"locks,omitempty"`    // of kinds ofd and flock
 }
@@ -246,6 +249,7 @@ type UnixEnd struct {
 	Queue [][]byte `json:"queue"` // unread, by message; one element for streams
 	ShutR bool     `json:"shut_r,omitempty"`
 	ShutW bool     `json:"shut_w,omitempty"`
+	UnixNamed
 }
 
 // TCPEnd is one end of a connection, or a listener. Recv are the unread bytes;
@@ -273,5 +277,7 @@ type TCPEnd struct {
 	Family     int            `json:"family"`              // AF_INET, AF_INET6
 	MaxWindow  uint32         `json:"max_window"`          // largest window that the peer ever offered, bytes
 	PeerGone   bool           `json:"peer_gone,omitempty"` // no process holds the other end
+	Pending    bool           `json:"pending,omitempty"`   // the other end waits in a listener's queue; only in images of a process tree
+	Reset      bool           `json:"reset,omitempty"`     // the peer's reset was received and not told yet; likewise
 	Congestion string         `json:"congestion,omitempty"`
 }

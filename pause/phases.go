@@ -116,7 +116,7 @@ func (p *Pod) captureSend(ctx context.Context, r *Report) error {
 	if p.round.set != nil {
 		eg.Go(func() error {
 			begin := time.Now()
-			err := p.round.set.CaptureSend(ctx)
+			err := refusalOf(p.round.set.CaptureSend(ctx))
 			mu.Lock()
 			defer mu.Unlock()
 			r.TimesMS["send_queues"] = ms(time.Since(begin))

@@ -30,6 +30,9 @@ const captureTries = 1000
 // Expected errors: kernel errors with EPERM (no CAP_NET_ADMIN over the network
 // namespace).
 func (set *Set) CaptureSend(ctx context.Context) error {
+	if set.streams.local {
+		return set.settle(ctx)
+	}
 	return set.capture(ctx, "send queue", func(e *end) error {
 		if !e.connected() {
 			return nil
@@ -48,6 +51,8 @@ func (set *Set) CaptureRecv(ctx context.Context) error {
 		switch {
 		case e.over:
 			return e.captureOver()
+		case e.connected() && set.streams.local:
+			return e.peekRecv()
 		case e.connected():
 			return e.captureRecv()
 		}
@@ -297,7 +302,7 @@ func (set *Set) Marks() []podapi.Mark {
 //
 // Expected errors: one that says so, when a connection was not captured.
 func (set *Set) Record() (*Record, error) {
-	r := &Record{Slots: set.slots, Ends: make([]End, 0, len(set.ends))}
+	r := &Record{Slots: set.slots, Ends: make([]End, 0, len(set.ends)), local: set.streams.local}
 	for _, e := range set.ends {
 		if e.connected() && (!e.gotSend || !e.gotRecv) || e.over && !e.gotRecv {
 			return nil, fmt.Errorf("stream: record: %s was not captured", e.name())

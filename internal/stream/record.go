@@ -13,6 +13,8 @@ import (
 type Record struct {
 	Ends  []End
 	Slots []Slot // which descriptors the sockets were; empty when read from an image
+
+	local bool // of a tree: every byte is in it once already
 }
 
 // End is a socket of a Record. TCP.Cookie is its identity: equal to the
@@ -68,6 +70,9 @@ func (r *Record) Bytes() int64 {
 //
 // Expected errors: *Refusal when a mark does not fit; r is then not to be used.
 func (r *Record) Trim(peers []podapi.Mark) error {
+	if r.local {
+		return nil
+	}
 	byFlow := make(map[podapi.Flow]podapi.Mark, len(peers))
 	for _, p := range peers {
 		byFlow[podapi.Flow{Local: p.Remote, Remote: p.Local}] = p

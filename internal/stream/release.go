@@ -21,6 +21,9 @@ const pollSlice = 50 * time.Millisecond
 // Expected errors: kernel errors with ECONNRESET (the other end is not there);
 // the context's, when a send buffer stays full. It may be called again.
 func (r *Restored) Release(ctx context.Context) error {
+	if r.streams.local {
+		return r.endTree(ctx)
+	}
 	// All ends first, bytes later: bytes need the other end, which may be ours.
 	err := each(ctx, len(r.sockets), grain, func(i int) error {
 		return r.sockets[i].named("release", r.sockets[i].wake())

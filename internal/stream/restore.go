@@ -35,8 +35,12 @@ type socket struct {
 	local    netip.AddrPort
 	remote   netip.AddrPort
 	cookie   uint64 // of the socket as it now is
-	sent     int    // bytes of want.Send written by Release
+	sent     int    // bytes of want.Send (of a tree: want.Recv) written by Release
 	released bool
+
+	// Of trees.
+	peer  *socket
+	stand int // our descriptor that stands in for an end that nobody has; -1 for none
 }
 
 // Restore puts the TCP sockets of a pod back to what rec says. live is the
@@ -65,6 +69,12 @@ func (s *Streams) Restore(ctx context.Context, rec *Record, live *Set, gen uint6
 			err = errors.Join(err, r.Close())
 		}
 	}()
+	if s.local {
+		if err := r.restoreTree(ctx); err != nil {
+			return nil, err
+		}
+		return r, nil
+	}
 	if err := live.silence(ctx, rec); err != nil {
 		return nil, err
 	}
@@ -146,7 +156,7 @@ func silence(sys *kernel.Sys, fd int) error {
 
 // add finds or makes the socket of a record's end.
 func (r *Restored) add(e End, gen uint64) error {
-	k := &socket{sys: r.streams.sys, netns: r.streams.netns, gen: gen, fd: -1, flags: e.Flags, want: e.TCP}
+	k := &socket{sys: r.streams.sys, netns: r.streams.netns, gen: gen, fd: -1, stand: -1, flags: e.Flags, want: e.TCP}
 	if err := k.parse(); err != nil {
 		return k.named("parse", err)
 	}
@@ -243,7 +253,7 @@ func (r *Restored) Plan(pid int, want []Slot) ([]Item, error) {
 // Record returns the record with the identities of the sockets as they now
 // are: what the next recovery to the same epoch must be given.
 func (r *Restored) Record() *Record {
-	now := &Record{Ends: make([]End, len(r.sockets)), Slots: append([]Slot(nil), r.rec.Slots...)}
+	now := &Record{local: r.rec.local, Ends: make([]End, len(r.sockets)), Slots: append([]Slot(nil), r.rec.Slots...)}
 	for i, k := range r.sockets {
 		t := *k.want
 		t.Cookie = k.cookie
@@ -266,6 +276,10 @@ func (r *Restored) Close() error {
 			errs = append(errs, k.sys.Close(k.fd))
 		}
 		k.fd = -1
+		if k.stand >= 0 {
+			errs = append(errs, k.sys.Close(k.stand))
+			k.stand = -1
+		}
 	}
 	return errors.Join(errs...)
 }

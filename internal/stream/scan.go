@@ -42,7 +42,12 @@ type end struct {
 	gotSend  bool
 	gotRecv  bool
 	over     bool // was connected; both directions ended
-	refused  []Obstacle
+	waiting  int  // listeners: connections that wait to be accepted
+
+	// Of trees; see NewTree.
+	peer    *end
+	drained bool // tcp.Recv has also what the other end still holds
+	refused []Obstacle
 }
 
 // Scan lists the TCP sockets of frozen processes. Other sockets are passed by.
@@ -74,6 +79,9 @@ func (s *Streams) Scan(ctx context.Context, procs []Process) (_ *Set, err error)
 		}
 		return nil
 	})
+	if err == nil && s.local {
+		err = set.join()
+	}
 	for _, e := range set.ends {
 		for _, o := range e.refused {
 			o.Rank, o.FD, o.Flow = e.rank, e.at, e.flow()
@@ -233,6 +241,7 @@ func (e *end) describeState() error {
 	}
 	if info.State == stateListen {
 		e.tcp.Backlog = int(info.Sacked) // sk_max_ack_backlog
+		e.waiting = int(info.Unacked)
 	}
 	return nil
 }
@@ -274,6 +283,7 @@ func (e *end) inspect() error {
 	if e.tcp.State == stateClose {
 		ready, err := e.sys.Poll(e.fd, unix.POLLRDHUP, 0)
 		e.over = ready&unix.POLLRDHUP != 0 && e.local.Port() != 0
+		e.tcp.Reset = e.over && ready&unix.POLLERR != 0
 		return err
 	}
 	// MSG_OOB fails with EINVAL when no urgent byte is waiting or announced.

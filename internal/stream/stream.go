@@ -16,6 +16,7 @@ import (
 type Streams struct {
 	sys   *kernel.Sys
 	netns int
+	local bool // both ends of every connection are here: no privilege needed
 	log   zerolog.Logger
 }
 

@@ -13,6 +13,7 @@ import (
 
 	"github.com/lampause/lampause/internal/kernel"
 	"github.com/lampause/lampause/internal/proc"
+	"github.com/lampause/lampause/internal/stream"
 	"github.com/lampause/lampause/job"
 	"github.com/lampause/lampause/pause"
 )
@@ -23,8 +24,10 @@ func newPod(cmdLog zerolog.Logger, pid int, files string) (*pause.Pod, error) {
 	if err != nil {
 		return nil, err
 	}
+	sys := kernel.New(nil)
 	p := pause.New(pause.Config{
-		Job: theJob, Node: "local", Incarnation: 1, Sys: kernel.New(nil), Files: files, Log: cmdLog,
+		Job: theJob, Node: "local", Incarnation: 1, Sys: sys, Files: files, Log: cmdLog,
+		Streams: stream.NewTree(sys, cmdLog),
 	})
 	p.SetRanks([]pause.Rank{{Rank: 0, PID: pid}}, externals)
 	return p, nil

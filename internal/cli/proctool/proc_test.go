@@ -200,6 +200,7 @@ func fixtures() []fixture {
 		{name: "threads"},
 		{name: "vector"},
 		{name: "shared"},
+		{name: "tcp"},
 		{name: "locks"},
 	}
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/lampause/lampause/image"
 	"github.com/lampause/lampause/internal/kernel"
 	"github.com/lampause/lampause/internal/nsinit"
+	"github.com/lampause/lampause/internal/stream"
 	"github.com/lampause/lampause/job"
 	"github.com/lampause/lampause/migrate"
 )
@@ -94,13 +95,14 @@ func restart(ctx context.Context, arg, files, pidFile string, started func(*Rest
 	if err != nil {
 		return err
 	}
+	defer func() { err = errors.Join(err, built.close()) }()
 	m := img.Manifest()
 	root := m.Ranks[0]
 	r := &Restart{PID: built.PIDs()[root], Epoch: m.Epoch, Bytes: built.Bytes, Notes: built.Notes, TimesMS: map[string]float64{}}
 	for name, d := range built.Times {
 		r.TimesMS[name] = rounded(float64(d.Microseconds()) / 1000)
 	}
-	if err := errors.Join(closeImage(), built.Release(ctx)); err != nil {
+	if err := errors.Join(closeImage(), built.release(ctx)); err != nil {
 		return err
 	}
 	r.RestoreMS = rounded(msSince(begin))
@@ -110,8 +112,29 @@ func restart(ctx context.Context, arg, files, pidFile string, started func(*Rest
 	return attend(ctx, n, root, r.PID, signals)
 }
 
+// rebuilt are the processes with their connections, all of them still frozen.
+type rebuilt struct {
+	*migrate.Restored
+	sockets *stream.Restored
+}
+
+// release lets everything go on.
+func (r *rebuilt) release(ctx context.Context) error {
+	limit, cancel := context.WithTimeout(ctx, opLimit)
+	defer cancel()
+	if err := r.sockets.Release(limit); err != nil {
+		return err
+	}
+	return errors.Join(r.close(), r.Restored.Release(ctx))
+}
+
+// close gives our duplicates of the sockets back.
+func (r *rebuilt) close() error {
+	return r.sockets.Close()
+}
+
 // rebuild restores the image with a seed in n.
-func rebuild(ctx context.Context, n *nsinit.Namespace, img *image.Reader, files string) (_ *migrate.Restored, err error) {
+func rebuild(ctx context.Context, n *nsinit.Namespace, img *image.Reader, files string) (_ *rebuilt, err error) {
 	host, err := image.LocalHost()
 	if err != nil {
 		return nil, err
@@ -123,10 +146,20 @@ func rebuild(ctx context.Context, n *nsinit.Namespace, img *image.Reader, files 
 	defer func() { err = errors.Join(err, done()) }()
 	ctx, cancel := context.WithTimeout(ctx, opLimit)
 	defer cancel()
-	return migrate.Restore(ctx, migrate.Config{
-		Sys: kernel.New(nil), Log: logTo(), Seeds: []migrate.Seed{seed}, Sources: stdio{},
+	sys := kernel.New(nil)
+	record := stream.FromDescriptions(img.Manifest().Descriptions)
+	sockets, err := stream.NewTree(sys, logTo()).Restore(ctx, record, nil, 0)
+	if err != nil {
+		return nil, err
+	}
+	built, err := migrate.Restore(ctx, migrate.Config{
+		Sys: sys, Log: logTo(), Seeds: []migrate.Seed{seed}, Sources: outside{sockets},
 		Files: migrate.FilePolicy(files), Workers: workers, Owner: &host,
 	}, img)
+	if err != nil {
+		return nil, errors.Join(err, sockets.Close())
+	}
+	return &rebuilt{built, sockets}, nil
 }
 
 // startSeed starts a seed; done ends it.
@@ -148,11 +181,17 @@ func startSeed(ctx context.Context, n *nsinit.Namespace) (_ migrate.Seed, done f
 	}, nil
 }
 
-// stdio gives our own standard streams to the processes.
-type stdio struct{}
+// outside gives our own standard streams to the processes, and the connections
+// that were made for them.
+type outside struct{ sockets *stream.Restored }
 
 // Descriptor implements migrate.Sources.
-func (stdio) Descriptor(_ context.Context, _ int, d *image.Description) (int, error) {
+func (o outside) Descriptor(_ context.Context, _ int, d *image.Description) (int, error) {
+	if d.TCP != nil {
+		if fd, ok := o.sockets.Socket(d.TCP.Cookie); ok {
+			return fd, nil
+		}
+	}
 	for i, name := range stdioNames() {
 		if d.External == name {
 			return i, nil
