@@ -60,8 +60,8 @@ type pods struct {
 
 	mu  sync.Mutex // guards all below
 	all map[job.ID]*localPod
-	// over holds the incarnation up to which pods of a job were killed by
-	// request: a start that comes late must not bring one back.
+	// over holds the incarnation up to which pods of a job ended here: a start
+	// that comes late must not bring one back.
 	over map[job.ID]job.Incarnation
 }
 
@@ -331,6 +331,7 @@ func (m *pods) forget(p *localPod) {
 		delete(m.all, p.job)
 	}
 	m.mu.Unlock()
+	m.endUpTo(p.job, p.spec.Incarnation)
 	p.cancel()
 	p.client.CloseIdleConnections()
 }
