@@ -267,7 +267,9 @@ func (w *world) ask(l *wleader, ref Ref, node job.NodeID, timeout time.Duration,
 		d.Ref = ref
 		w.after(half, func() {
 			if w.reach(l.node, node) == nil || w.chance(w.lazy) {
-				lost("answer of " + string(node) + " lost")
+				if !w.chance(0.1) { // else the leader does not even hear that
+					lost("answer of " + string(node) + " lost")
+				}
 				return
 			}
 			l.step(d)
@@ -317,7 +319,7 @@ func (w *world) propose(l *wleader, a Propose) {
 
 func (w *world) startPod(n *wnode, a StartPod) Done {
 	if a.Spec.Boot != n.boot || a.Spec.Incarnation <= n.killed {
-		return Done{Failure: &Failure{Kind: Refused, Text: "that pod is over"}}
+		return Done{Failure: &Failure{Kind: Refused, Exit: job.ExitNoNodes, Text: "that pod ended"}}
 	}
 	if p := n.pod; p != nil {
 		if p.spec.Incarnation == a.Spec.Incarnation && p.spec.Placement.Pod == a.Pod {
@@ -369,20 +371,29 @@ func (w *world) emit(p *wpod, kind string, x *job.Exit) {
 	p.events = append(p.events, ev)
 }
 
+// copyImage brings an image to a node, checked from end to end.
 func (w *world) copyImage(n *wnode, a Copy) Done {
 	key := imageKey{a.Epoch, a.Pod}
-	if _, ok := n.images[key]; ok {
+	if im, ok := n.images[key]; ok && !im.bad {
 		return Done{}
 	}
+	var d Done
 	for _, f := range a.From {
-		if src := w.reach(n, f); src != nil {
-			if im, ok := src.images[key]; ok {
-				n.images[key] = im
-				return Done{}
-			}
+		src := w.reach(n, f)
+		if src == nil {
+			continue
 		}
+		if im, ok := src.images[key]; ok && !im.bad {
+			n.images[key] = im
+			return d
+		}
+		d.Damaged = append(d.Damaged, f)
 	}
-	return Done{Failure: &Failure{Kind: Unreachable, Text: fmt.Sprintf("no image of pod %d on %v", a.Pod, a.From)}}
+	d.Failure = &Failure{Kind: Unreachable, Text: fmt.Sprintf("no image of pod %d on %v", a.Pod, a.From)}
+	if len(d.Damaged) == len(a.From) {
+		d.Failure.Kind = NoIntactCopy
+	}
+	return d
 }
 
 func (w *world) drop(n *wnode, a Drop) {
@@ -477,6 +488,8 @@ func commandText(c scheduler.Command) string {
 		return "retire"
 	case c.Suspend != nil:
 		return fmt.Sprintf("suspend %t", c.Suspend.On)
+	case c.Damaged != nil:
+		return fmt.Sprintf("damaged epoch %d pod %d on %v", c.Damaged.Epoch, c.Damaged.Pod, c.Damaged.Nodes)
 	}
 	return "?"
 }

@@ -136,6 +136,7 @@ func (w *world) followOp(p *wpod, q podapi.PhaseRequest, r turn) Done {
 		p.state = "written"
 	case podapi.OpCommit:
 		p.state, p.seen = "running", q.Epoch
+		p.taken = map[job.Epoch]wimage{q.Epoch: p.taken[q.Epoch]}
 	case podapi.OpRollback:
 		return w.goBack(p, q)
 	case podapi.OpRelease:
@@ -170,13 +171,17 @@ func (w *world) backOp(p *wpod, q podapi.PhaseRequest, r turn) Done {
 
 // goBack puts the ranks back to an epoch.
 func (w *world) goBack(p *wpod, q podapi.PhaseRequest) Done {
-	if j := w.st.Jobs[p.spec.Job]; !j.State.Final() && j.Find(q.Epoch) == nil {
+	if !w.law.committed[q.Epoch] {
 		w.fail("pod %d returns to epoch %d, which is not committed", p.spec.Placement.Pod, q.Epoch)
 	}
-	im, have := p.node.images[imageKey{q.Epoch, p.spec.Placement.Pod}]
-	if !have {
+	im, have := p.taken[q.Epoch] // a survivor's own backing
+	if q.Op == podapi.OpRestore {
+		im, have = p.node.images[imageKey{q.Epoch, p.spec.Placement.Pod}]
+	}
+	if !have || im.bad {
 		return conflict("no image to go back to")
 	}
+	p.taken = map[job.Epoch]wimage{q.Epoch: im}
 	if r := w.law.rounds[q.Epoch]; im.attempt != r.attempt {
 		w.fail("pod %d returns to an image of epoch %d of another round", p.spec.Placement.Pod, q.Epoch)
 	}

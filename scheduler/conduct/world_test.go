@@ -46,8 +46,10 @@ type world struct {
 	fixed    bool         // delays are not drawn
 	released int
 	commits  int
-	restarts int // of the job from its images that are still to come
-	law      law
+
+	restarts  int // of the job from its images that are still to come
+	restarted int // so far
+	law       law
 }
 
 // wnode is a machine.
@@ -59,7 +61,7 @@ type wnode struct {
 	cut    bool // reaches only itself
 	run    int  // counts the starts of lamd: a request that was on its way dies with the old one
 	pod    *wpod
-	killed job.Incarnation // pods built up to this one were killed by request, and are not started any more
+	killed job.Incarnation // pods built up to this one ended here, and are not started any more
 	images map[imageKey]wimage
 	sealed map[job.Epoch]bool
 }
@@ -76,6 +78,7 @@ type wimage struct {
 	progress      time.Duration
 	passed        int  // PMI fences
 	waits         bool // at the next one
+	bad           bool // the disk lost some of it
 }
 
 // wpod is a supervisor with its ranks.
@@ -92,11 +95,11 @@ type wpod struct {
 	turn  turn // the open round
 	void  turn // this and earlier ones are void
 	done  map[podapi.Op]bool
-	epoch job.Epoch // of the open round
-	taken map[job.Epoch]wimage
-	seen  job.Epoch // newest epoch seen committed
-	whole job.Epoch // came back to it
-	cut   wimage    // ... with this image
+	epoch job.Epoch            // of the open round
+	taken map[job.Epoch]wimage // backing: of the round under way, and of the epoch to go back to
+	seen  job.Epoch            // newest epoch seen committed
+	whole job.Epoch            // came back to it
+	cut   wimage               // ... with this image
 
 	ended   bool // its ranks have exited
 	events  []podapi.Event
@@ -340,6 +343,7 @@ func (w *world) reach(from *wnode, to job.NodeID) *wnode {
 func (w *world) killPod(p *wpod) {
 	p.settle(w.now)
 	p.dead = true
+	p.node.killed = max(p.node.killed, p.spec.Incarnation)
 	if p.node.pod == p {
 		p.node.pod = nil
 	}
