@@ -70,6 +70,26 @@ func validSpec() Spec {
 	}
 }
 
+// TestProgram: ranks belong to programs in their order.
+func TestProgram(t *testing.T) {
+	s := validSpec()
+	s.Ranks = 6
+	s.More = []Program{{Ranks: 1, Argv: []string{"/bin/one"}, Dir: "/"}, {Ranks: 3, Argv: []string{"/bin/three"}, Dir: "/"}}
+	if err := s.Validate(); err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"/bin/true", "/bin/true", "/bin/one", "/bin/three", "/bin/three", "/bin/three"}
+	for r, argv0 := range want {
+		p, n := s.Program(Rank(r))
+		if p.Argv[0] != argv0 || n != map[string]int{"/bin/true": 0, "/bin/one": 1, "/bin/three": 2}[argv0] {
+			t.Errorf("rank %d: program %d, %+v", r, n, p)
+		}
+	}
+	if p, _ := s.Program(0); p.Ranks != 2 {
+		t.Errorf("the first program has %d ranks", p.Ranks)
+	}
+}
+
 // Every field that Validate looks at is named when it is wrong.
 func TestValidateNamesTheField(t *testing.T) {
 	good := validSpec()
@@ -83,6 +103,8 @@ func TestValidateNamesTheField(t *testing.T) {
 		"number of ranks":   func(s *Spec) { s.Ranks = 0 },
 		"ranks 65537":       func(s *Spec) { s.Ranks = MaxRanks + 1 },
 		"ranks per node":    func(s *Spec) { s.PPN = -1 },
+		"number of ranks 0": func(s *Spec) { s.More = []Program{{Ranks: 2, Argv: s.Argv, Dir: "/"}} },
+		"program \"more\"":  func(s *Spec) { s.More = []Program{{Ranks: 1, Argv: []string{"more"}, Dir: "/"}} },
 		"replicas":          func(s *Spec) { s.Replicas = 0 },
 		"interval":          func(s *Spec) { s.CkptInterval = -1 },
 		"crash retries":     func(s *Spec) { s.CrashRetries = -1 },

@@ -41,7 +41,11 @@ type Spec struct {
 	UID  uint32   `json:"uid"`
 	GID  uint32   `json:"gid"`
 
-	Ranks  int         `json:"ranks"`            // >= 1
+	// More are the programs of the last ranks when a job has several (MPMD);
+	// the first ranks, those that are left, run Argv.
+	More []Program `json:"more,omitempty"`
+
+	Ranks  int         `json:"ranks"`            // >= 1, of all programs
 	PPN    int         `json:"ppn,omitempty"`    // ranks per node, 0 = fill slots
 	MapBy  string      `json:"map_by"`           // MapBy*
 	Hosts  []HostSlots `json:"hosts,omitempty"`  // empty = every compute node
@@ -57,17 +61,46 @@ type Spec struct {
 	Preflight    bool          `json:"preflight,omitempty"`
 }
 
+// Program is what some ranks of a job run. The fields are those of Spec.
+type Program struct {
+	Ranks int      `json:"ranks"` // >= 1
+	Argv  []string `json:"argv"`
+	Env   []string `json:"env"`
+	Dir   string   `json:"dir"`
+}
+
+// Program returns what rank r runs, and the number of that program from 0,
+// which MPI calls its MPI_APPNUM.
+func (s *Spec) Program(r Rank) (p Program, number int) {
+	all := s.Programs()
+	next := 0
+	for i, p := range all {
+		if next += p.Ranks; int(r) < next {
+			return p, i
+		}
+	}
+	return all[0], 0
+}
+
+// Programs returns all programs of the job, in the order of their ranks.
+func (s *Spec) Programs() []Program {
+	first := Program{Ranks: s.Ranks, Argv: s.Argv, Env: s.Env, Dir: s.Dir}
+	for _, m := range s.More {
+		first.Ranks -= m.Ranks
+	}
+	return append([]Program{first}, s.More...)
+}
+
 // Validate reports the first thing wrong with s.
 //
 // Expected errors: one that names the field and its value.
 func (s *Spec) Validate() error {
+	for _, p := range s.Programs() {
+		if err := p.validate(); err != nil {
+			return err
+		}
+	}
 	switch {
-	case len(s.Argv) == 0 || s.Argv[0] == "":
-		return fmt.Errorf("no program given")
-	case s.Argv[0][0] != '/':
-		return fmt.Errorf("program %q: not an absolute path", s.Argv[0])
-	case s.Dir == "" || s.Dir[0] != '/':
-		return fmt.Errorf("working directory %q: not an absolute path", s.Dir)
 	case s.Ranks < 1 || s.Ranks > MaxRanks:
 		return fmt.Errorf("number of ranks %d: not in 1..%d", s.Ranks, MaxRanks)
 	case s.PPN < 0:
@@ -92,6 +125,20 @@ func (s *Spec) Validate() error {
 		if !oneOf(w.got, w.want) {
 			return fmt.Errorf("%s %q: not one of %v", w.name, w.got, w.want)
 		}
+	}
+	return nil
+}
+
+func (p *Program) validate() error {
+	switch {
+	case len(p.Argv) == 0 || p.Argv[0] == "":
+		return fmt.Errorf("no program given")
+	case p.Argv[0][0] != '/':
+		return fmt.Errorf("program %q: not an absolute path", p.Argv[0])
+	case p.Dir == "" || p.Dir[0] != '/':
+		return fmt.Errorf("working directory %q: not an absolute path", p.Dir)
+	case p.Ranks < 1 || p.Ranks > MaxRanks:
+		return fmt.Errorf("number of ranks %d of %s: not in 1..%d", p.Ranks, p.Argv[0], MaxRanks)
 	}
 	return nil
 }

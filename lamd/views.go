@@ -76,6 +76,10 @@ func detailView(st *scheduler.State, j *scheduler.Job) control.JobDetail {
 		d.Reason = j.Unprotected
 	}
 	d.Spec.Env = nil // environments hold secrets
+	d.Spec.More = slices.Clone(d.Spec.More)
+	for i := range d.Spec.More {
+		d.Spec.More[i].Env = nil
+	}
 	for _, e := range j.Epochs {
 		info := control.EpochInfo{
 			Epoch: e.Epoch, Bytes: e.Bytes, StallMS: e.StallMS,

@@ -1,10 +1,13 @@
 package mpirun
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
 
+	"github.com/lampause/lampause/internal/config"
+	"github.com/lampause/lampause/internal/nearest"
 	"github.com/lampause/lampause/job"
 )
 
@@ -28,38 +31,87 @@ func fail(exit int, format string, args ...any) error {
 	return &Error{Exit: exit, Err: fmt.Errorf(format, args...)}
 }
 
-// parse reads the flags in front of the program. getenv presets those that
-// have a variable.
+// parse reads the flags in front of the program, and where a ":" follows, those
+// of the next one. set presets those that have a variable.
 //
-// Expected errors: *Error with job.ExitUsage.
-func parse(args []string, getenv func(string) string) (options, error) {
+// Expected errors: *Error with job.ExitUsage; with job.ExitConfig for a preset.
+func parse(args []string, set *config.Settings) (options, error) {
 	o := defaults()
 	flags := table()
 	for _, f := range flags {
-		if f.env == "" || getenv(f.env) == "" {
+		if f.env == "" || set.Get(f.env) == "" {
 			continue
 		}
-		if err := f.set(&o, []string{getenv(f.env)}); err != nil {
-			return o, fail(job.ExitConfig, "environment variable %s: %w", f.env, err)
+		if err := f.set(&o, []string{set.Get(f.env)}); err != nil {
+			return o, fail(job.ExitConfig, "%s: %w", set.Source(f.env), err)
 		}
 	}
-	o.onFailureSet = getenv("LAM_ON_FAILURE") != ""
+	o.onFailureSet = set.Get("LAM_ON_FAILURE") != ""
+	first, rest, several := cutProgram(args)
+	if err := parseProgram(&o, flags, first); err != nil {
+		return o, err
+	}
+	each := slices.DeleteFunc(slices.Clone(flags), func(f option) bool { return !f.each })
+	for several {
+		first, rest, several = cutProgram(rest)
+		next := options{program: o.program}
+		next.ranks, next.own, next.words = 1, nil, nil
+		next.exports = slices.Clone(o.exports)
+		if err := parseProgram(&next, each, first); err != nil {
+			return o, inFront(err, flags)
+		}
+		if len(next.words) == 0 {
+			return o, fail(job.ExitUsage, "no program after \":\": mpirun [OPTIONS] PROGRAM [ARGUMENTS] : [OPTIONS] PROGRAM [ARGUMENTS]")
+		}
+		o.more = append(o.more, next.program)
+	}
+	return o, check(&o)
+}
+
+// cutProgram cuts the words at the ":" that separates programs.
+func cutProgram(args []string) (first, rest []string, several bool) {
+	if i := slices.Index(args, ":"); i >= 0 {
+		return args[:i], args[i+1:], true
+	}
+	return args, nil, false
+}
+
+// unknownError is the refusal of a flag.
+type unknownError struct{ written, name, near string }
+
+// Error implements error.
+func (e *unknownError) Error() string {
+	if e.near == "" {
+		return fmt.Sprintf("unknown option %s; mpirun --help lists the options", e.written)
+	}
+	return fmt.Sprintf("unknown option %s: did you mean %s? mpirun --help lists the options", e.written, dashed(e.near))
+}
+
+// inFront rewords the refusal of a flag that is known, but holds for all
+// programs.
+func inFront(err error, flags []option) error {
+	var no *unknownError
+	if errors.As(err, &no) && slices.ContainsFunc(flags, func(f option) bool { return slices.Contains(f.names, no.name) }) {
+		return fail(job.ExitUsage, "%s: holds for the whole job: write it in front of the first program", no.written)
+	}
+	return err
+}
+
+// parseProgram reads the flags of one program, and the program.
+func parseProgram(o *options, flags []option, args []string) error {
 	for len(args) > 0 && strings.HasPrefix(args[0], "-") && args[0] != "-" {
 		if args[0] == "--" {
 			args = args[1:]
 			break
 		}
-		rest, err := parseFlag(&o, flags, args)
+		rest, err := parseFlag(o, flags, args)
 		if err != nil {
-			return o, &Error{Exit: job.ExitUsage, Err: err}
+			return &Error{Exit: job.ExitUsage, Err: err}
 		}
 		args = rest
 	}
-	if i := slices.Index(args, ":"); i >= 0 {
-		return o, fail(job.ExitUsage, "\":\": jobs of several programs are not supported; start one program that chooses by its rank")
-	}
 	o.words = args
-	return o, check(&o)
+	return nil
 }
 
 // check finds what single flags cannot.
@@ -114,50 +166,19 @@ func dashed(name string) string {
 
 // unknown words the refusal of a flag, with the nearest known one.
 func unknown(written, name string, flags []option) error {
-	best, distance := "", max(1, len(name)/3)+1
+	var names []string
 	for _, f := range flags {
-		for _, n := range f.names {
-			d := edits(name, n)
-			if len(name) > 2 && strings.HasPrefix(n, name) {
-				d = min(d, 1)
-			}
-			if f.help != "" && d < distance {
-				best, distance = n, d
-			}
+		if f.help != "" {
+			names = append(names, f.names...)
 		}
 	}
-	if best == "" {
-		return fmt.Errorf("unknown option %s; mpirun --help lists the options", written)
-	}
-	return fmt.Errorf("unknown option %s: did you mean %s? mpirun --help lists the options", written, dashed(best))
-}
-
-// edits is the least number of letters inserted, removed or replaced between
-// a and b.
-func edits(a, b string) int {
-	prev := make([]int, len(b)+1)
-	for j := range prev {
-		prev[j] = j
-	}
-	for i := range len(a) {
-		row := make([]int, len(b)+1)
-		row[0] = i + 1
-		for j := range len(b) {
-			change := prev[j]
-			if a[i] != b[j] {
-				change++
-			}
-			row[j+1] = min(change, prev[j+1]+1, row[j]+1)
-		}
-		prev = row
-	}
-	return prev[len(b)]
+	return &unknownError{written, name, nearest.Word(name, names)}
 }
 
 // Usage returns the help text of a command called name.
 func Usage(name string) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "Usage: %s [OPTIONS] PROGRAM [ARGUMENTS]\n\nRuns an MPI program on the nodes of the cluster.\n", name)
+	fmt.Fprintf(&b, "Usage: %s [OPTIONS] PROGRAM [ARGUMENTS] [: [OPTIONS] PROGRAM [ARGUMENTS]]...\n\nRuns an MPI program, or several as one job, on the nodes of the cluster.\n", name)
 	section := func(title string, flags []option) {
 		fmt.Fprintf(&b, "\n%s\n", title)
 		for _, f := range flags {
@@ -183,6 +204,10 @@ func Usage(name string) string {
 }
 
 const usageEnd = `
+After ":" comes the next program of the job, with ranks of its own (-n) and, if
+they shall differ, -wdir and environment; all else is said once, in front of the
+first program.
+
 Signals: Ctrl-C asks the ranks to end and kills them 5 s later; twice, at once.
 Ctrl-Z suspends the job, fg resumes it. USR1 and USR2 are passed on. When mpirun
 itself dies or hangs up, the job goes on: lam attach JOB.

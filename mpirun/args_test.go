@@ -11,10 +11,19 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/lampause/lampause/internal/config"
 	"github.com/lampause/lampause/job"
 )
 
-func noEnv(string) string { return "" }
+// presets are settings that stand nowhere but in kv.
+func presets(t testing.TB, kv map[string]string) *config.Settings {
+	t.Helper()
+	s, err := config.LoadFiles(func(key string) string { return kv[key] })
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
 
 func TestParse(t *testing.T) {
 	tests := []struct {
@@ -45,17 +54,24 @@ func TestParse(t *testing.T) {
 			o.ckpt, o.ckptSet, o.files, o.output, o.preflight, o.crashRetries, o.name = 0, true, "seek", "committed", true, 1, "x"
 		}},
 		{"--ckpt-interval 2.5 prog", func(o *options) { o.ckpt, o.ckptSet = 2500*time.Millisecond, true }},
+		{"-n 2 -x A -env B 1 -wdir /tmp --spares 1 prog x : -n 3 other : -env C 2 -wd /usr prog", func(o *options) {
+			o.ranks, o.exports, o.own, o.dir, o.spares, o.words = 2, []string{"A"}, []string{"B=1"}, "/tmp", 1, []string{"prog", "x"}
+			o.more = []program{
+				{ranks: 3, exports: []string{"A"}, dir: "/tmp", words: []string{"other"}},
+				{ranks: 1, exports: []string{"A"}, own: []string{"C=2"}, dir: "/usr", words: []string{"prog"}},
+			}
+		}},
 		{"--help", func(o *options) { o.help, o.words = true, []string{} }},
 	}
 	for _, tt := range tests {
 		want := defaults()
 		want.words = []string{"prog"}
 		tt.want(&want)
-		got, err := parse(strings.Fields(tt.args), noEnv)
+		got, err := parse(strings.Fields(tt.args), nil)
 		if err != nil {
 			t.Errorf("%s: %v", tt.args, err)
 		}
-		if d := cmp.Diff(want, got, cmp.AllowUnexported(options{})); d != "" {
+		if d := cmp.Diff(want, got, cmp.AllowUnexported(options{}, program{})); d != "" {
 			t.Errorf("%s: %s", tt.args, d)
 		}
 	}
@@ -81,10 +97,13 @@ func TestParseRefuses(t *testing.T) {
 		{"-H a -f b prog", "both -host and -hostfile: give one of them"},
 		{"-x =3 prog", `-x: "=3": no name of a variable`},
 		{"--stdin all prog", `--stdin: "all": rank 0 or none`},
-		{"-n 1 a : -n 2 b", `":": jobs of several programs are not supported; start one program that chooses by its rank`},
+		{"-n 1 a : -n 2", `no program after ":": mpirun [OPTIONS] PROGRAM [ARGUMENTS] : [OPTIONS] PROGRAM [ARGUMENTS]`},
+		{": b", "no program given: mpirun [OPTIONS] PROGRAM [ARGUMENTS]; mpirun --help lists the options"},
+		{"a : --spares 1 b", "--spares: holds for the whole job: write it in front of the first program"},
+		{"a : -nn 1 b", "unknown option -nn: did you mean -n? mpirun --help lists the options"},
 	}
 	for _, tt := range tests {
-		_, err := parse(strings.Fields(tt.args), noEnv)
+		_, err := parse(strings.Fields(tt.args), nil)
 		var e *Error
 		if !errors.As(err, &e) || e.Exit != job.ExitUsage || err.Error() != tt.want {
 			t.Errorf("%s:\n got %v\nwant %s", tt.args, err, tt.want)
@@ -93,19 +112,12 @@ func TestParseRefuses(t *testing.T) {
 }
 
 func TestParsePresetsFromEnvironment(t *testing.T) {
-	env := func(key string) string {
-		return map[string]string{"LAM_REPLICAS": "3", "LAM_CKPT_INTERVAL": "1m", "LAM_ON_FAILURE": "abort"}[key]
-	}
+	env := presets(t, map[string]string{"LAM_REPLICAS": "3", "LAM_CKPT_INTERVAL": "1m", "LAM_ON_FAILURE": "abort"})
 	o, err := parse([]string{"--replicas", "1", "prog"}, env)
 	if err != nil || o.replicas != 1 || o.ckpt != time.Minute || o.onFailure != "abort" || !o.onFailureSet {
 		t.Errorf("%+v, %v", o, err)
 	}
-	_, err = parse([]string{"prog"}, func(key string) string {
-		if key == "LAM_REPLICAS" {
-			return "many"
-		}
-		return ""
-	})
+	_, err = parse([]string{"prog"}, presets(t, map[string]string{"LAM_REPLICAS": "many"}))
 	if ExitCode(err) != job.ExitConfig || !strings.Contains(err.Error(), "LAM_REPLICAS") {
 		t.Errorf("bad variable: %v", err)
 	}
@@ -117,7 +129,7 @@ func FuzzParse(f *testing.F) {
 	f.Add("--ckpt-interval=5s\x00-x\x00A=b\x00--\x00-n")
 	f.Add("-\x00--\x00=")
 	f.Fuzz(func(t *testing.T, joined string) {
-		o, err := parse(strings.Split(joined, "\x00"), noEnv)
+		o, err := parse(strings.Split(joined, "\x00"), nil)
 		var e *Error
 		if err != nil && !errors.As(err, &e) {
 			t.Fatalf("%q: %v", joined, err)
@@ -199,7 +211,7 @@ func TestBuildSpec(t *testing.T) {
 		t.Fatal(err)
 	}
 	environ := []string{"PATH=/bin:/usr/bin", "A=1", "B=2", "PMI_FD=9"}
-	o, err := parse([]string{"-n", "2", "-f", hosts, "-genvlist", "A,PATH", "-x", "B", "-genv", "C", "3", "sh", "-c", "true"}, noEnv)
+	o, err := parse([]string{"-n", "2", "-f", hosts, "-genvlist", "A,PATH", "-x", "B", "-genv", "C", "3", "sh", "-c", "true"}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -216,13 +228,25 @@ func TestBuildSpec(t *testing.T) {
 	if spec.Name != "sh" || spec.Dir != dir || spec.Ranks != 2 || !slices.Equal(spec.Argv[1:], []string{"-c", "true"}) || spec.CkptInterval != 30*time.Second {
 		t.Errorf("%+v", spec)
 	}
+	o, err = parse(strings.Fields("-n 2 -genvlist PATH -env A 9 sh : -n 3 -wdir / -x A sh -c true"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if spec, err = buildSpec(o, environ, dir); err != nil {
+		t.Fatal(err)
+	}
+	want := []job.Program{{Ranks: 3, Argv: []string{spec.Argv[0], "-c", "true"}, Env: []string{"PATH=/bin:/usr/bin", "A=1", "PWD=/"}, Dir: "/"}}
+	if d := cmp.Diff(want, spec.More); d != "" || spec.Ranks != 5 || !slices.Contains(spec.Env, "A=9") {
+		t.Errorf("%+v: %s", spec, d)
+	}
 	for args, want := range map[string]int{
+		"sh : nosuchprogramm": job.ExitUsage,
 		"-wdir /nowhere sh":   job.ExitUsage,
 		"-f /nowhere sh":      job.ExitConfig,
 		"-H a[ sh":            job.ExitUsage,
 		"-n 2 nosuchprogramm": job.ExitUsage,
 	} {
-		o, err := parse(strings.Fields(args), noEnv)
+		o, err := parse(strings.Fields(args), nil)
 		if err != nil {
 			t.Fatal(err)
 		}

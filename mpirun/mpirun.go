@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 
+	"github.com/lampause/lampause/internal/config"
 	"github.com/lampause/lampause/internal/control"
 	"github.com/lampause/lampause/internal/paths"
 	"github.com/lampause/lampause/job"
@@ -23,6 +24,7 @@ type Process struct {
 	Environ []string
 	Dir     string // working directory, absolute
 	Dirs    paths.Dirs
+	Presets *config.Settings // of options, nil: none
 	Signals <-chan os.Signal // nil: none are handled
 	Stop    func()           // stops the process, as SIGSTOP does
 	Version string           // printed by --version
@@ -33,7 +35,13 @@ type Process struct {
 //
 // Expected errors: *Error with job.ExitConfig, or no working directory.
 func OSProcess(name string) (p Process, release func(), err error) {
-	dirs, err := paths.Resolve(paths.OSEnv())
+	presets, err := config.Load(os.Getenv)
+	if err != nil {
+		return Process{}, nil, &Error{Exit: job.ExitConfig, Err: err}
+	}
+	where := paths.OSEnv()
+	where.Get = presets.Get
+	dirs, err := paths.Resolve(where)
 	if err != nil {
 		return Process{}, nil, &Error{Exit: job.ExitConfig, Err: err}
 	}
@@ -45,7 +53,7 @@ func OSProcess(name string) (p Process, release func(), err error) {
 	signal.Notify(signals, forwarded()...)
 	return Process{
 		Name: name, Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
-		Environ: os.Environ(), Dir: dir, Dirs: dirs, Signals: signals, Stop: stopSelf,
+		Environ: os.Environ(), Dir: dir, Dirs: dirs, Presets: presets, Signals: signals, Stop: stopSelf,
 	}, func() { signal.Stop(signals) }, nil
 }
 
@@ -63,7 +71,7 @@ func (p Process) client() *control.Client {
 // Main runs one MPI command line (without the command's name) to the end of
 // its job and returns the exit code. Errors are printed to p.Stderr.
 func Main(ctx context.Context, p Process, args []string) int {
-	o, err := parse(args, func(key string) string { return getenv(p.Environ, key) })
+	o, err := parse(args, p.Presets)
 	switch {
 	case err != nil:
 		return p.complain(err)

@@ -9,17 +9,26 @@ import (
 	"github.com/lampause/lampause/job"
 )
 
+// program is one of the programs of a command line; most have but one.
+type program struct {
+	ranks   int
+	exports []string // KEY or KEY=value, in order
+	own     []string // the same, and not for the programs that follow
+	envNone bool
+	envList []string // nil: all
+	dir     string
+	words   []string // the program and its arguments
+}
+
 // options is a parsed command line.
 type options struct {
-	ranks, ppn   int
+	program                // the first
+	more         []program // those after ":"
+	ppn          int
 	oversubscr   bool
 	mapBy        string
 	hostList     string
 	hostFile     string
-	exports      []string // KEY or KEY=value, in order
-	envNone      bool
-	envList      []string // nil: all
-	dir          string
 	label        bool
 	outputFile   string
 	quiet        bool
@@ -39,13 +48,11 @@ type options struct {
 	output       string
 	crashRetries int
 	preflight    bool
-
-	words []string // the program and its arguments
 }
 
 func defaults() options {
 	return options{
-		ranks: 1, mapBy: job.MapByBlock, ckpt: 30 * time.Second, onFailure: job.OnFailurePause,
+		program: program{ranks: 1}, mapBy: job.MapByBlock, ckpt: 30 * time.Second, onFailure: job.OnFailurePause,
 		noSpare: job.NoSpareWait, replicas: 2, files: "truncate", output: job.OutputLive,
 	}
 }
@@ -58,6 +65,7 @@ type option struct {
 	values []string // placeholders of the values
 	help   string   // "" hides it
 	env    string   // LAM_ variable that presets it
+	each   bool     // may be given for every program of a command line
 	set    func(o *options, v []string) error
 }
 
@@ -76,7 +84,7 @@ func table() []option {
 
 func launchOptions() []option {
 	return []option{
-		{names: []string{"n", "np", "c"}, values: []string{"N"}, help: "number of ranks (default 1)", set: one(func(o *options, v string) (err error) {
+		{names: []string{"n", "np", "c"}, each: true, values: []string{"N"}, help: "number of ranks (default 1)", set: one(func(o *options, v string) (err error) {
 			o.ranks, err = number(v, "ranks", 1, job.MaxRanks)
 			return err
 		})},
@@ -97,17 +105,20 @@ func launchOptions() []option {
 			return nil
 		})},
 		{names: []string{"oversubscribe"}, help: "put more ranks on nodes than they have slots", set: flag(func(o *options) { o.oversubscr = true })},
-		{names: []string{"x"}, values: []string{"VAR[=VALUE]"}, help: "set a variable of the ranks, or pass one on", set: one(export)},
-		{names: []string{"genv", "env"}, values: []string{"VAR", "VALUE"}, help: "set a variable of the ranks", set: func(o *options, v []string) error {
+		{names: []string{"x"}, each: true, values: []string{"VAR[=VALUE]"}, help: "set a variable of the ranks, or pass one on", set: one(export)},
+		{names: []string{"genv"}, each: true, values: []string{"VAR", "VALUE"}, help: "set a variable of the ranks", set: func(o *options, v []string) error {
 			return export(o, v[0]+"="+v[1])
 		}},
-		{names: []string{"genvall", "envall"}, help: "pass the whole environment on (the default)", set: flag(func(o *options) { o.envNone, o.envList = false, nil })},
-		{names: []string{"genvnone", "envnone"}, help: "pass nothing of the environment on but -x and -genv", set: flag(func(o *options) { o.envNone = true })},
-		{names: []string{"genvlist", "envlist"}, values: []string{"VAR,..."}, help: "pass only these on", set: one(func(o *options, v string) error {
+		{names: []string{"env"}, each: true, values: []string{"VAR", "VALUE"}, help: "the same, but not for the programs after this one", set: func(o *options, v []string) error {
+			return ownExport(o, v[0]+"="+v[1])
+		}},
+		{names: []string{"genvall", "envall"}, each: true, help: "pass the whole environment on (the default)", set: flag(func(o *options) { o.envNone, o.envList = false, nil })},
+		{names: []string{"genvnone", "envnone"}, each: true, help: "pass nothing of the environment on but -x and -genv", set: flag(func(o *options) { o.envNone = true })},
+		{names: []string{"genvlist", "envlist"}, each: true, values: []string{"VAR,..."}, help: "pass only these on", set: one(func(o *options, v string) error {
 			o.envList = strings.Split(v, ",")
 			return nil
 		})},
-		{names: []string{"wdir", "wd"}, values: []string{"DIR"}, help: "working directory of the ranks (default: this one)", set: one(func(o *options, v string) error {
+		{names: []string{"wdir", "wd"}, each: true, values: []string{"DIR"}, help: "working directory of the ranks (default: this one)", set: one(func(o *options, v string) error {
 			o.dir = v
 			return nil
 		})},
@@ -203,6 +214,14 @@ func export(o *options, v string) error {
 		return fmt.Errorf("%q: no name of a variable", v)
 	}
 	o.exports = append(o.exports, v)
+	return nil
+}
+
+func ownExport(o *options, v string) error {
+	if key, _, _ := strings.Cut(v, "="); key == "" {
+		return fmt.Errorf("%q: no name of a variable", v)
+	}
+	o.own = append(o.own, v)
 	return nil
 }
 

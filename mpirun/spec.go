@@ -19,18 +19,7 @@ import (
 //
 // Expected errors: *Error with the exit code for what is wrong.
 func buildSpec(o options, environ []string, dir string) (job.Spec, error) {
-	env := environment(o, environ)
-	if o.dir != "" {
-		if !filepath.IsAbs(o.dir) {
-			o.dir = filepath.Join(dir, o.dir)
-		}
-		dir = filepath.Clean(o.dir)
-		if fi, err := os.Stat(dir); err != nil || !fi.IsDir() {
-			return job.Spec{}, fail(job.ExitUsage, "-wdir %s: not a directory", dir)
-		}
-	}
-	env = setenv(env, "PWD", dir)
-	program, err := lookUp(o.words[0], dir, getenv(env, "PATH"))
+	first, err := buildProgram(o.program, environ, dir)
 	if err != nil {
 		return job.Spec{}, err
 	}
@@ -39,13 +28,21 @@ func buildSpec(o options, environ []string, dir string) (job.Spec, error) {
 		return job.Spec{}, err
 	}
 	spec := job.Spec{
-		Name: o.name, Argv: append([]string{program}, o.words[1:]...), Env: env, Dir: dir,
-		Ranks: o.ranks, PPN: o.ppn, MapBy: o.mapBy, Hosts: hosts, Spares: o.spares,
+		Name: o.name, Argv: first.Argv, Env: first.Env, Dir: first.Dir,
+		Ranks: first.Ranks, PPN: o.ppn, MapBy: o.mapBy, Hosts: hosts, Spares: o.spares,
 		CkptInterval: o.ckpt, OnFailure: o.onFailure, NoSpare: o.noSpare, Replicas: o.replicas,
 		Files: o.files, Output: o.output, CrashRetries: o.crashRetries, Preflight: o.preflight,
 	}
+	for _, p := range o.more {
+		next, err := buildProgram(p, environ, dir)
+		if err != nil {
+			return job.Spec{}, err
+		}
+		spec.More = append(spec.More, next)
+		spec.Ranks += next.Ranks
+	}
 	if spec.Name == "" {
-		spec.Name = filepath.Base(program)
+		spec.Name = filepath.Base(first.Argv[0])
 		spec.Name = spec.Name[:min(len(spec.Name), job.MaxNameLen)]
 	}
 	if err := spec.Validate(); err != nil {
@@ -54,8 +51,28 @@ func buildSpec(o options, environ []string, dir string) (job.Spec, error) {
 	return spec, nil
 }
 
+// buildProgram finds a program and completes what it gets.
+func buildProgram(p program, environ []string, dir string) (job.Program, error) {
+	env := environment(p, environ)
+	if p.dir != "" {
+		if !filepath.IsAbs(p.dir) {
+			p.dir = filepath.Join(dir, p.dir)
+		}
+		dir = filepath.Clean(p.dir)
+		if fi, err := os.Stat(dir); err != nil || !fi.IsDir() {
+			return job.Program{}, fail(job.ExitUsage, "-wdir %s: not a directory", dir)
+		}
+	}
+	env = setenv(env, "PWD", dir)
+	path, err := lookUp(p.words[0], dir, getenv(env, "PATH"))
+	if err != nil {
+		return job.Program{}, err
+	}
+	return job.Program{Ranks: p.ranks, Argv: append([]string{path}, p.words[1:]...), Env: env, Dir: dir}, nil
+}
+
 // environment is what the ranks get of environ.
-func environment(o options, environ []string) []string {
+func environment(o program, environ []string) []string {
 	var env []string
 	for _, kv := range environ {
 		key, _, _ := strings.Cut(kv, "=")
@@ -67,7 +84,7 @@ func environment(o options, environ []string) []string {
 			env = append(env, kv)
 		}
 	}
-	for _, x := range o.exports {
+	for _, x := range slices.Concat(o.exports, o.own) {
 		key, value, assigned := strings.Cut(x, "=")
 		if !assigned {
 			value, assigned = lookupEnv(environ, key)

@@ -45,10 +45,11 @@ type Listener interface {
 
 // Config is what a Server needs. All fields are required.
 type Config struct {
-	KVSName string     // name of the key-value space, the same in all pods
-	Mapping string     // value of PMI_process_mapping, see Mapping
-	Size    int        // ranks of the job
-	Local   []job.Rank // ranks of this pod
+	KVSName string           // name of the key-value space, the same in all pods
+	Mapping string           // value of PMI_process_mapping, see Mapping
+	Size    int              // ranks of the job
+	Local   []job.Rank       // ranks of this pod
+	AppNum  map[job.Rank]int // of local ranks whose program is not the first
 	Fencer  Fencer
 	Prober  Prober
 	Events  Listener
@@ -91,6 +92,11 @@ type Server struct {
 func New(cfg Config) (*Server, error) {
 	s := &Server{cfg: cfg, start: time.Now(), conns: map[job.Rank]*conn{}, waits: make(chan struct{}, 1)}
 	s.state = NewState(cfg.KVSName, cfg.Mapping, cfg.Size, cfg.Local)
+	for r, n := range cfg.AppNum {
+		if st := s.state.Ranks[r]; st != nil {
+			st.App = n
+		}
+	}
 	s.resumed = sync.NewCond(&s.mu)
 	s.fences, s.endFences = context.WithCancel(context.Background()) // ends with Run, or with Import
 	for _, r := range cfg.Local {

@@ -28,6 +28,7 @@ type RankState struct {
 	Puts    int   `json:"puts"`    // since its last barrier
 	EverPut bool  `json:"ever_put"`
 	EverGot bool  `json:"ever_got"`
+	App     int   `json:"app,omitempty"`   // number of its program, MPI_APPNUM
 	Spawn   bool  `json:"spawn,omitempty"` // inside a multi-line spawn command
 	Gone    bool  `json:"gone,omitempty"`  // the process has ended
 	// Since is when the rank began to wait at its barrier, on the driver's

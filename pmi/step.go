@@ -176,7 +176,7 @@ func (s *State) simple(r job.Rank, st *RankState, c command) []Action {
 	case "get_maxes":
 		return []Action{reply(r, fmt.Sprintf("cmd=maxes kvsname_max=%d keylen_max=%d vallen_max=%d", maxName, maxKey, maxValue))}
 	case "get_appnum":
-		return []Action{reply(r, "cmd=appnum appnum=0")}
+		return []Action{reply(r, "cmd=appnum appnum="+strconv.Itoa(st.App))}
 	case "get_my_kvsname":
 		return []Action{reply(r, "cmd=my_kvsname kvsname="+s.Job)}
 	case "get_universe_size":

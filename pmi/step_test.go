@@ -75,17 +75,18 @@ func inInit(t *testing.T) State {
 // What MPICH 4.0.2 says from start to end.
 func TestMPICHTranscript(t *testing.T) {
 	s := NewState("kvs", "(vector,(0,1,2))", 2, []job.Rank{0, 1})
-	s, said := run(s, 0,
+	s.Ranks[1].App = 3 // of the fourth program
+	s, said := run(s, 0, "1: cmd=init pmi_version=1 pmi_subversion=1", "1: cmd=get_appnum")
+	wantWords(t, said, "1< cmd=response_to_init pmi_version=1 pmi_subversion=1 rc=0", "1 is in-mpi", "1< cmd=appnum appnum=3")
+	s, said = run(s, 0,
 		"0: cmd=init pmi_version=1 pmi_subversion=1", "0: cmd=get_maxes", "0: cmd=get_appnum", "0: cmd=get_my_kvsname",
 		"0: cmd=get_universe_size", "0: cmd=get kvsname=kvs key=PMI_process_mapping",
-		"1: cmd=init pmi_version=1 pmi_subversion=1",
 		"0: cmd=put kvsname=kvs key=-allgather-shm-1-0 value=20C7", "0: cmd=barrier_in", "1: cmd=barrier_in")
 	wantWords(t, said,
 		"0< cmd=response_to_init pmi_version=1 pmi_subversion=1 rc=0", "0 is in-mpi",
 		"0< cmd=maxes kvsname_max=256 keylen_max=64 vallen_max=1024", "0< cmd=appnum appnum=0",
 		"0< cmd=my_kvsname kvsname=kvs", "0< cmd=universe_size size=2",
 		"0< cmd=get_result rc=0 msg=success value=(vector,(0,1,2))",
-		"1< cmd=response_to_init pmi_version=1 pmi_subversion=1 rc=0", "1 is in-mpi",
 		"0< cmd=put_result rc=0 msg=success", "fence 1 puts 1 early false ask false")
 	s, acts := Step(s, OnFence{Seq: 1, Puts: map[string]string{"-allgather-shm-1-0": "20C7"}})
 	wantWords(t, words(acts), "0< cmd=barrier_out", "1< cmd=barrier_out")

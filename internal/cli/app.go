@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/lampause/lampause/internal/config"
 	"github.com/lampause/lampause/internal/control"
 	"github.com/lampause/lampause/internal/paths"
 	"github.com/lampause/lampause/job"
@@ -33,17 +34,26 @@ type App struct {
 	Stdout io.Writer
 	Stderr io.Writer
 	Env    paths.Env
+	Config error  // what is wrong with the configuration files, nil: nothing
 	Format string // formatTable or formatJSON
 	Color  bool   // Stdout is a terminal that wants colours
 }
 
-// New returns the App of this process: its streams, its environment. Colours
+// New returns the App of this process: its streams, its environment and
+// configuration files. Colours
 // are used on a terminal unless NO_COLOR is set (no-color.org).
 func New() *App {
-	return &App{
+	a := &App{
 		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Env: paths.OSEnv(), Format: formatTable,
 		Color: isTerminal(os.Stdout) && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb",
 	}
+	set, err := config.Load(os.Getenv)
+	if err != nil {
+		a.Config = WithExit(job.ExitConfig, err)
+		return a
+	}
+	a.Env.Get = set.Get
+	return a
 }
 
 func isTerminal(f *os.File) bool {
@@ -57,6 +67,9 @@ func isTerminal(f *os.File) bool {
 //
 // Expected errors: one with exit code job.ExitConfig.
 func (a *App) Dirs() (paths.Dirs, error) {
+	if a.Config != nil {
+		return paths.Dirs{}, a.Config
+	}
 	d, err := paths.Resolve(a.Env)
 	if err != nil {
 		return d, WithExit(job.ExitConfig, err)
@@ -83,6 +96,9 @@ func (a *App) Client() (*control.Client, error) {
 // lamd returns the path of the daemon's program: $LAM_LAMD, else next to this
 // one, as both are installed together.
 func (a *App) lamd() (string, error) {
+	if a.Config != nil {
+		return "", a.Config
+	}
 	if p := a.Env.Get("LAM_LAMD"); p != "" {
 		if !filepath.IsAbs(p) {
 			return "", WithExit(job.ExitConfig, fmt.Errorf("LAM_LAMD %q: not an absolute path", p))

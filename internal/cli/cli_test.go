@@ -84,17 +84,6 @@ func TestExitCode(t *testing.T) {
 	}
 }
 
-func TestEditDistance(t *testing.T) {
-	for _, tc := range []struct {
-		a, b string
-		want int
-	}{{"", "", 0}, {"a", "", 1}, {"local", "local", 0}, {"loacl", "local", 2}, {"spare", "spares", 1}, {"kitten", "sitting", 3}} {
-		if got := editDistance(tc.a, tc.b); got != tc.want || editDistance(tc.b, tc.a) != tc.want {
-			t.Errorf("%q, %q: %d, want %d", tc.a, tc.b, got, tc.want)
-		}
-	}
-}
-
 func TestShowHealth(t *testing.T) {
 	all := []doctor.Result{
 		{Check: "one", Status: doctor.OK, Detail: "fine"},

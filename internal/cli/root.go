@@ -2,7 +2,6 @@ package cli
 
 import (
 	"fmt"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -10,6 +9,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/lampause/lampause/internal/cli/proctool"
+	"github.com/lampause/lampause/internal/nearest"
 )
 
 const rootLong = `lam runs MPI programs that outlive the nodes they run on.
@@ -108,40 +108,15 @@ func flagError(cmd *cobra.Command, err error) error {
 // close at all.
 func nearestFlag(cmd *cobra.Command, word string) string {
 	word, _, _ = strings.Cut(word, "=")
-	best, bestDistance := "", max(2, len(word)/3)+1
-	seen := func(f *pflag.Flag) {
-		d := editDistance(word, f.Name)
-		if strings.HasPrefix(f.Name, word) {
-			d = min(d, 1)
-		}
-		if d < bestDistance && !f.Hidden {
-			best, bestDistance = f.Name, d
+	var names []string
+	see := func(f *pflag.Flag) {
+		if !f.Hidden {
+			names = append(names, f.Name)
 		}
 	}
-	cmd.LocalFlags().VisitAll(seen)
-	cmd.InheritedFlags().VisitAll(seen)
-	return best
-}
-
-// editDistance is Levenshtein's: single letters inserted, removed or replaced.
-func editDistance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := diagonal
-			if a[i] != b[j] {
-				cost++
-			}
-			diagonal = row[j+1]
-			row[j+1] = slices.Min([]int{cost, row[j] + 1, row[j+1] + 1})
-		}
-	}
-	return row[len(b)]
+	cmd.LocalFlags().VisitAll(see)
+	cmd.InheritedFlags().VisitAll(see)
+	return nearest.Word(word, names)
 }
 
 // exactly makes a one-line usage error of a wrong number of arguments. words

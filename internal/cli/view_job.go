@@ -81,7 +81,7 @@ func jobFacts(d control.JobDetail) [][2]string {
 	}
 	facts := [][2]string{
 		{"state", state},
-		{"program", strings.Join(d.Spec.Argv, " ")},
+		{"program", programText(d.Spec)},
 		{"directory", d.Spec.Dir},
 		{"ranks", fmt.Sprintf("%d on %s", d.Ranks, foldNodes(d.Nodes))},
 		{"protected", d.Protected},
@@ -92,6 +92,19 @@ func jobFacts(d control.JobDetail) [][2]string {
 		facts = append(facts, [2]string{"reason", d.Reason})
 	}
 	return facts
+}
+
+// programText is the command line of a job, as mpirun takes it when the job
+// has several programs.
+func programText(s job.Spec) string {
+	if len(s.More) == 0 {
+		return strings.Join(s.Argv, " ")
+	}
+	var parts []string
+	for _, p := range s.Programs() {
+		parts = append(parts, fmt.Sprintf("-n %d %s", p.Ranks, strings.Join(p.Argv, " ")))
+	}
+	return strings.Join(parts, " : ")
 }
 
 func policyText(s job.Spec) string {

@@ -39,7 +39,9 @@ func layers() []struct {
 		{"pmi", []string{"job", "internal/podapi"}, "a sibling"},
 		{"pause", []string{"job", "image", "internal/proc", "internal/stream", "internal/kernel", "internal/podapi"}, "a sibling"},
 		{"migrate", []string{"job", "image", "internal/proc", "internal/stream", "internal/kernel", "internal/podapi"}, "a sibling"},
-		{"mpirun", []string{"job", "internal/control", "internal/podapi", "internal/paths", "internal/hostfile"}, "a client"},
+		{"internal/nearest", nil, "a leaf"},
+		{"internal/config", []string{"internal/nearest"}, "a leaf"},
+		{"mpirun", []string{"job", "internal/config", "internal/nearest", "internal/control", "internal/podapi", "internal/paths", "internal/hostfile"}, "a client"},
 	}
 }
 

@@ -74,7 +74,8 @@ func (s *supervisor) buildOnce(ctx context.Context, link string) error {
 	defer func() { _ = null.Close() }() // the ranks have their copies
 	for _, r := range s.spec.Placement.Ranks {
 		if err := s.startRank(ctx, r, null); err != nil {
-			return &startError{rank: r, path: s.spec.Spec.Argv[0], err: err}
+			prog, _ := s.spec.Spec.Program(r)
+			return &startError{rank: r, path: prog.Argv[0], err: err}
 		}
 	}
 	return nil
@@ -117,9 +118,9 @@ func (s *supervisor) startRank(ctx context.Context, id job.Rank, null *os.File) 
 	if id == 0 {
 		in = s.in.read
 	}
-	spec := &s.spec.Spec
+	prog, _ := s.spec.Spec.Program(id)
 	p, err := init.start(ctx, pid1.Spec{
-		PID: r.inner, Path: spec.Argv[0], Argv: spec.Argv, Env: rankEnv(spec, id, tmp), Dir: spec.Dir,
+		PID: r.inner, Path: prog.Argv[0], Argv: prog.Argv, Env: rankEnv(&s.spec.Spec, id, tmp), Dir: prog.Dir,
 	}, in, s.out.rankEnd(id, 1), s.out.rankEnd(id, 2), s.pmi.RankEnd(id))
 	if err != nil {
 		return err

@@ -28,7 +28,7 @@ func forced() map[string]string {
 	}
 }
 
-// rankEnv returns the environment of a rank: the job's, without what another
+// rankEnv returns the environment of a rank: its program's, without what another
 // launcher may have left in it, with what MPICH needs to find its PMI server.
 func rankEnv(spec *job.Spec, r job.Rank, tmp string) []string {
 	set := forced()
@@ -38,8 +38,9 @@ func rankEnv(spec *job.Spec, r job.Rank, tmp string) []string {
 	if tmp != "" {
 		set["TMPDIR"] = tmp
 	}
-	out := make([]string, 0, len(spec.Env)+len(set))
-	for _, kv := range spec.Env {
+	prog, _ := spec.Program(r)
+	out := make([]string, 0, len(prog.Env)+len(set))
+	for _, kv := range prog.Env {
 		key, _, ok := strings.Cut(kv, "=")
 		if _, ours := set[key]; !ok || ours || foreign(key) {
 			continue

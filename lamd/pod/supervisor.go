@@ -165,8 +165,12 @@ func (s *supervisor) makeParts() error {
 	s.holds = &holds{signal: s.signalAll}
 	s.phases = newPhases(s.spec.Header, s.spec.Restore, s.dir, s, bootTime, s.log)
 	s.lease = newLeaseKeeper(bootTime, time.Duration(s.spec.LeaseMS)*time.Millisecond)
+	apps := map[job.Rank]int{}
+	for _, r := range local {
+		_, apps[r] = s.spec.Spec.Program(r)
+	}
 	s.pmi, err = pmi.New(pmi.Config{
-		KVSName: "lam_" + s.spec.Job.String(), Mapping: pmi.Mapping(s.spec.Layout), Size: s.spec.Spec.Ranks, Local: local,
+		KVSName: "lam_" + s.spec.Job.String(), Mapping: pmi.Mapping(s.spec.Layout), Size: s.spec.Spec.Ranks, Local: local, AppNum: apps,
 		Fencer: &lamdFencer{client: newLamdClient(s.lamdSocket()), header: s.currentHeader, pod: s.spec.Placement.Pod},
 		Prober: prober{pids: s.outerPIDs}, Events: pmiEvents{s}, Log: s.log.With().Str("component", "pmi").Logger(),
 	})
