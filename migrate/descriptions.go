@@ -132,7 +132,7 @@ func setFlags(fd, flags int) error {
 // reopen opens what f stands for anew, as a description of its own.
 func (b *builder) reopen(id int, f *os.File, d *image.Description) error {
 	path := fmt.Sprintf("/proc/self/fd/%d", f.Fd())
-	fd, err := unix.Open(path, openFlags(d), 0)
+	fd, err := unix.Open(path, openFlags(d)&^unix.O_NOFOLLOW, 0) // the path is a link
 	return b.keepFD(id, fd, err)
 }
 
@@ -181,12 +181,22 @@ func (b *builder) fitLength(file *os.File, f *image.FileState) error {
 	if err != nil {
 		return err
 	}
+	why, err := b.overwritten(file, f)
+	if err != nil {
+		return err
+	}
+	if why != "" && b.cfg.Files == FilesVerify {
+		return fmt.Errorf("%w: %s: %s", image.ErrMismatch, f.Path, why)
+	}
+	if why != "" {
+		b.noteFile("%s: %s", f.Path, why)
+	}
 	switch now := st.Size(); {
 	case now == f.Size:
 		return nil
 	case b.cfg.Files == FilesVerify:
 		return fmt.Errorf("%w: %s had %d bytes, has %d", image.ErrMismatch, f.Path, f.Size, now)
-	case b.cfg.Files != FilesTruncate:
+	case b.cfg.Files == FilesSeek:
 		return nil
 	case now < f.Size:
 		return fmt.Errorf("%w: %s had %d bytes, and only %d are left", image.ErrMismatch, f.Path, f.Size, now)
@@ -195,6 +205,20 @@ func (b *builder) fitLength(file *os.File, f *image.FileState) error {
 		return fmt.Errorf("put length back: %w", err)
 	}
 	return nil
+}
+
+// overwritten says what happened to a file, which may be open for writing
+// only, since the epoch.
+func (b *builder) overwritten(file *os.File, f *image.FileState) (string, error) {
+	if f.Stamp == nil {
+		return "", nil
+	}
+	again, err := os.Open(fmt.Sprintf("/proc/self/fd/%d", file.Fd()))
+	if err != nil {
+		return "whether it was overwritten since the epoch is not known", nil //nolint:nilerr // said so
+	}
+	defer again.Close() //nolint:errcheck // read only
+	return f.Overwritten(int(again.Fd()))
 }
 
 func (b *builder) buildEventfd(id int, d *image.Description, flags int) error {

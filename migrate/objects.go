@@ -1,6 +1,7 @@
 package migrate
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -19,6 +20,12 @@ func (b *builder) buildObjects(ctx context.Context) error {
 	b.objects = make([]*os.File, len(b.m.Objects))
 	for i := range b.m.Objects {
 		o := &b.m.Objects[i]
+		if o.Kind == image.ObjectAbsent {
+			if err := b.moveAway(o.Name); err != nil {
+				return err
+			}
+			continue
+		}
 		f, err := b.makeObject(o)
 		if err == nil {
 			b.objects[i] = f
@@ -62,9 +69,63 @@ func (b *builder) makeObject(o *image.Object) (*os.File, error) {
 		}
 		return f, nil
 	case image.ObjectMapped:
-		return os.OpenFile(filepath.Join(b.root, o.Name), os.O_RDWR|os.O_CREATE, os.FileMode(o.Mode).Perm())
+		flags := os.O_RDWR | os.O_CREATE
+		if !b.puts() {
+			flags = os.O_RDWR
+		}
+		f, err := os.OpenFile(filepath.Join(b.root, o.Name), flags, os.FileMode(o.Mode).Perm())
+		if errors.Is(err, os.ErrPermission) {
+			f, err = os.Open(filepath.Join(b.root, o.Name))
+		}
+		return f, err
 	}
 	return nil, fmt.Errorf("%w: kind of object %q is not supported", image.ErrMismatch, o.Kind)
+}
+
+// puts reports whether contents of regular files are put back.
+func (b *builder) puts() bool { return b.cfg.Files != FilesSeek && b.cfg.Files != FilesVerify }
+
+// moveAway renames a journal that was not there at the epoch: its program
+// would take it for one of its own.
+func (b *builder) moveAway(name string) error {
+	path := filepath.Join(b.root, name)
+	if _, err := os.Lstat(path); err != nil || !b.puts() {
+		return nil //nolint:nilerr // there is nothing in the way
+	}
+	if err := os.Rename(path, path+movedSuffix); err != nil {
+		return err
+	}
+	b.noteFile("%s did not exist at the epoch: renamed to %s", name, name+movedSuffix)
+	return nil
+}
+
+// movedSuffix is appended to the name of a file that must not be where it is.
+const movedSuffix = ".lam-moved"
+
+// compareObject refuses a file whose contents are not those of the image.
+func (b *builder) compareObject(ctx context.Context, f *os.File, pages *image.PageReader, o *image.Object) error {
+	st, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if st.Size() != o.Size {
+		return fmt.Errorf("%w: its length is %d, it was %d", image.ErrMismatch, st.Size(), o.Size)
+	}
+	return pages.Each(ctx, 1, func(r image.Run, data []byte) error {
+		off := int64(r.Addr) //nolint:gosec // offsets in a file
+		if r.Zero || off >= o.Size {
+			return nil
+		}
+		data = data[:min(int64(len(data)), o.Size-off)]
+		have := make([]byte, len(data))
+		if _, err := f.ReadAt(have, off); err != nil {
+			return err
+		}
+		if !bytes.Equal(have, data) {
+			return fmt.Errorf("%w: its contents at %d are not what they were", image.ErrMismatch, off)
+		}
+		return nil
+	})
 }
 
 func memfd(name string, flags int) (*os.File, error) {
@@ -80,7 +141,10 @@ func (b *builder) fillObject(ctx context.Context, f *os.File, id int, o *image.O
 	if err != nil {
 		return err
 	}
-	if o.Kind == image.ObjectMapped && b.cfg.Files == FilesSeek {
+	if o.Kind == image.ObjectMapped && b.cfg.Files == FilesVerify {
+		return b.compareObject(ctx, f, pages, o)
+	}
+	if o.Kind == image.ObjectMapped && !b.puts() {
 		return nil
 	}
 	// A file that others may have is never empty in between.

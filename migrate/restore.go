@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -30,13 +31,13 @@ type Sources interface {
 // writing.
 type FilePolicy string
 
-// The file policies; words of mpirun's --files. Under FilesSave the caller
-// puts contents back before Restore; here it is like FilesSeek.
+// The file policies; words of mpirun's --files. Contents that the image has,
+// because it was made under FilesSave, are put back under FilesTruncate, too.
 const (
 	FilesTruncate FilePolicy = "truncate" // offset and length put back
 	FilesSeek     FilePolicy = "seek"     // offset put back
-	FilesVerify   FilePolicy = "verify"   // refused when the length differs
-	FilesSave     FilePolicy = "save"
+	FilesVerify   FilePolicy = "verify"   // refused when length or contents differ
+	FilesSave     FilePolicy = "save"     // as FilesTruncate
 )
 
 // Config is how to restore.
@@ -128,6 +129,17 @@ func (b *builder) note(pid int, format string, args ...any) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.out.Notes = append(b.out.Notes, text)
+}
+
+// noteFile records what is not as before with a file.
+func (b *builder) noteFile(format string, args ...any) {
+	text := fmt.Sprintf(format, args...)
+	b.cfg.Log.Warn().Msg(text)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !slices.Contains(b.out.Notes, text) {
+		b.out.Notes = append(b.out.Notes, text)
+	}
 }
 
 func (b *builder) run(ctx context.Context) (err error) {

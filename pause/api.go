@@ -39,7 +39,9 @@ type Config struct {
 
 	// Files says what a rollback does with regular files that the ranks have
 	// open: "truncate" (default; offset and length back), "seek" (offset only),
-	// "verify" (a file changed since is an error), "save" (contents kept too).
+	// "verify" (a file changed since is an error), "save" (a checkpoint keeps the
+	// contents of files open for writing, a rollback puts them back). Report.Notes
+	// has what was overwritten otherwise.
 	Files string
 
 	// Budget bounds the RAM copies of all ranks together, in bytes; 0 means
@@ -81,6 +83,7 @@ type Report struct {
 	Copied    int64              // CaptureRecv: memory copied for it, the rest had not changed
 	LostRanks []job.Rank         // Rollback: ranks that must be restored from their images
 	Obstacles []string           // Preflight
+	Notes     []string           // Rollback: files whose contents are not those of the epoch, one per line
 }
 
 // Extra is what the supervisor adds to a manifest: state of its own at the

@@ -82,11 +82,16 @@ func (p *Pod) captureObjects(ctx context.Context, snap *snapshot, t *fileTable, 
 		}
 		d.Object = add(fileKey{o.stat.Dev, o.stat.Ino}, obj)
 	}
+	if p.cfg.Files == filesSave {
+		if err := keepFiles(t, snap.root(p.group), add); err != nil {
+			return err
+		}
+	}
 	for _, c := range snap.procs {
 		for i := range c.image.Maps {
 			v := &c.image.Maps[i]
 			shm := v.Kind == image.MapSharedFile && shmPath(v.File.Path)
-			file := v.Kind == image.MapSharedFile && !shm && v.Prot&unix.PROT_WRITE != 0 && p.cfg.Files != "seek" && p.cfg.Files != "verify"
+			file := v.Kind == image.MapSharedFile && !shm && v.Prot&unix.PROT_WRITE != 0 && p.cfg.Files != filesSeek && p.cfg.Files != filesVerify
 			if v.Kind != image.MapObject && !shm && !file {
 				continue
 			}
@@ -101,6 +106,10 @@ func (p *Pod) captureObjects(ctx context.Context, snap *snapshot, t *fileTable, 
 		}
 	}
 	for i, o := range snap.objects {
+		if o.Kind == image.ObjectAbsent {
+			o.pages = newMemory(nil, nil)
+			continue
+		}
 		a, err := openObject(p.group, snap, t, i+1)
 		if err == nil {
 			err = p.captureObject(ctx, o, a)
@@ -158,7 +167,7 @@ func openObject(g *group, snap *snapshot, t *fileTable, id int) (*objectAccess, 
 		return a, nil
 	}
 	if o.Kind == image.ObjectMapped {
-		return openFileObject(snap, o, id)
+		return openFileObject(g, snap, o, id)
 	}
 	for _, c := range snap.procs {
 		q := g.procs[c.pid]
@@ -189,7 +198,7 @@ func (o *object) measure(st *unix.Stat_t) {
 
 // openFileObject opens a mapped file by its path, as a process that has it
 // mapped sees it: pages that nobody holds in memory are on the disk only.
-func openFileObject(snap *snapshot, o *object, id int) (*objectAccess, error) {
+func openFileObject(g *group, snap *snapshot, o *object, id int) (*objectAccess, error) {
 	for _, c := range snap.procs {
 		for _, v := range c.image.Maps {
 			if v.Object != id {
@@ -210,7 +219,20 @@ func openFileObject(snap *snapshot, o *object, id int) (*objectAccess, error) {
 			return &objectAccess{fd: fd}, nil
 		}
 	}
-	return nil, errors.New("nobody has it mapped")
+	a, err := openKept(snap.root(g), o, false)
+	if err != nil {
+		return nil, err
+	}
+	var st unix.Stat_t
+	if err = unix.Fstat(a.fd, &st); err == nil && (fileKey{st.Dev, st.Ino}) != o.key {
+		err = errors.New("another file has its path now")
+	}
+	if err != nil {
+		a.close()
+		return nil, err
+	}
+	o.measure(&st)
+	return a, nil
 }
 
 // captureObject copies the contents.

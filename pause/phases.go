@@ -127,6 +127,9 @@ func (p *Pod) captureSend(ctx context.Context, r *Report) error {
 		local := &obstacles{retry: true}
 		begin := time.Now()
 		err := p.round.files.capture(ctx, local)
+		if err == nil && p.cfg.Files != filesSave {
+			p.round.files.stamp(&p.stamps)
+		}
 		mu.Lock()
 		r.TimesMS["files"] = ms(time.Since(begin))
 		defer mu.Unlock()

@@ -25,6 +25,7 @@ type Pod struct {
 	back      *stream.Restored      // the sockets, between Rollback and Release
 	reports   map[podapi.Op]*Report // last answer of each op
 	written   *podapi.Written       // answer of the last Write
+	stamps    stamps                // of files that ranks write
 }
 
 // New returns a pod without ranks.

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/lampause/lampause/image"
 	"github.com/lampause/lampause/internal/kernel"
 	"github.com/lampause/lampause/internal/proc"
 	"github.com/lampause/lampause/job"
@@ -24,7 +25,7 @@ func (p *Pod) rollback(ctx context.Context, a args, r *Report) error {
 	if err := p.endRecovery(); err != nil { // of a recovery that failed half-way
 		return err
 	}
-	if err := p.checkLocks(snap); err != nil {
+	if err := errors.Join(p.checkLocks(snap), p.checkFiles(snap)); err != nil {
 		return err
 	}
 	lost := &losses{}
@@ -54,11 +55,13 @@ func (p *Pod) rollback(ctx context.Context, a args, r *Report) error {
 		return errors.Join(backErr, waitAll(jobs))
 	}
 	begin = time.Now()
-	if err := p.files(ctx, snap, jobs, lost); err != nil {
+	if r.Notes, err = p.files(ctx, snap, jobs, lost); err != nil {
 		return errors.Join(err, waitAll(jobs))
 	}
 	r.TimesMS["descriptors"] = ms(time.Since(begin))
-	if err := p.undoObjects(ctx, snap); err != nil {
+	moved, err := p.undoObjects(ctx, snap)
+	r.Notes = append(r.Notes, moved...)
+	if err != nil {
 		return errors.Join(err, waitAll(jobs))
 	}
 	begin = time.Now()
@@ -76,35 +79,51 @@ func (p *Pod) rollback(ctx context.Context, a args, r *Report) error {
 	return lost.err()
 }
 
-// files puts the descriptors of all processes back.
-func (p *Pod) files(ctx context.Context, snap *snapshot, jobs []*undo, lost *losses) (err error) {
+// files puts the descriptors of all processes back. notes are what is not as it
+// was.
+func (p *Pod) files(ctx context.Context, snap *snapshot, jobs []*undo, lost *losses) (notes []string, err error) {
 	plan := planFiles(snap, jobs, p.round.files, p.back, p.cfg.Files)
 	defer func() { err = errors.Join(err, plan.close()) }()
+	plan.noteSince()
 	plan.open(lost)
 	each(jobs, lost, func(j *undo) error { return j.descriptors(ctx, plan) })
 	if err := plan.reset(ctx, lost); err != nil {
-		return err
+		return nil, err
 	}
 	plan.locks(ctx, jobs, lost)
 	each(jobs, lost, func(j *undo) error { return j.epolls(ctx, plan) })
-	return nil
+	return plan.notes, nil
 }
 
-// undoObjects puts shared memory and deleted files back.
-func (p *Pod) undoObjects(ctx context.Context, snap *snapshot) error {
+// undoObjects puts shared memory, deleted files and kept files back. notes are
+// what had to be moved out of the way.
+func (p *Pod) undoObjects(ctx context.Context, snap *snapshot) (notes []string, err error) {
 	for i, o := range snap.objects {
+		if o.Kind == image.ObjectAbsent {
+			note, err := moveAway(snap.root(p.group), o.Name)
+			if err != nil {
+				return notes, fmt.Errorf("rename %s: %w", o.Name, err)
+			}
+			if note != "" {
+				notes = append(notes, note)
+			}
+			continue
+		}
 		a, err := openObject(p.group, snap, p.round.files, i+1)
-		if err == nil {
+		switch {
+		case err == nil:
 			err = p.undoObject(ctx, o, a)
 			a.close()
-		} else {
+		case o.Kind == image.ObjectMapped && p.cfg.Files == filesSave:
+			err = p.undoKept(ctx, snap, o)
+		default:
 			err = nil // closed since; the plan of descriptors made it anew
 		}
 		if err != nil {
-			return fmt.Errorf("%s %s: %w", o.Kind, o.Name, err)
+			return notes, fmt.Errorf("%s %s: %w", o.Kind, o.Name, err)
 		}
 	}
-	return nil
+	return notes, nil
 }
 
 // losses collects the ranks that could not be put back.

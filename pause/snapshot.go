@@ -3,7 +3,9 @@ package pause
 import (
 	"context"
 	"fmt"
+	"os"
 	"slices"
+	"strings"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
@@ -283,9 +285,9 @@ func (s *snapshot) adoptObjects() error {
 			if d.Object == 0 || d.File == nil {
 				continue
 			}
-			var st unix.Stat_t
-			if err := unix.Stat(fmt.Sprintf("/proc/%d/fd/%d", c.pid, fd.Num), &st); err != nil {
-				return fmt.Errorf("descriptor %d: %w", fd.Num, err)
+			st, ok := s.isObject(c, fd.Num, d)
+			if !ok {
+				continue // closed since, or something else by now
 			}
 			f := *d.File
 			f.Dev, f.Ino = st.Dev, st.Ino
@@ -294,6 +296,29 @@ func (s *snapshot) adoptObjects() error {
 		}
 	}
 	return nil
+}
+
+// isObject reports whether descriptor num leads to the object of d: the process
+// may have run on since it was rebuilt.
+func (s *snapshot) isObject(c *captured, num int, d *image.Description) (st unix.Stat_t, ok bool) {
+	path := fmt.Sprintf("/proc/%d/fd/%d", c.pid, num)
+	if err := unix.Stat(path, &st); err != nil {
+		return st, false
+	}
+	if st.Dev == d.File.Dev && st.Ino == d.File.Ino {
+		return st, true
+	}
+	o := s.objects[d.Object-1]
+	switch o.Kind {
+	case image.ObjectMemfd:
+		link, err := os.Readlink(path)
+		return st, err == nil && strings.HasPrefix(link, "/memfd:")
+	case image.ObjectDeleted:
+		return st, st.Nlink == 0
+	case image.ObjectMapped, image.ObjectShm:
+		return st, leads(fmt.Sprintf("/proc/%d/root", c.pid), o.Name, &st)
+	}
+	return st, false
 }
 
 // adoptStreams gives the descriptions the identities that the connections have

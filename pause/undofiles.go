@@ -22,6 +22,7 @@ type filePlan struct {
 	back  *stream.Restored // nil without TCP
 	files string           // Config.Files
 	descs []planned        // of snap.descs
+	notes []string         // what is not as it was
 }
 
 // planned is one description of the epoch.
@@ -59,7 +60,7 @@ func planFiles(snap *snapshot, jobs []*undo, live *fileTable, back *stream.Resto
 				continue
 			}
 			l := live.descs[o.desc-1]
-			if !used[l] && sameDescription(d.want, l, live) {
+			if !used[l] && sameDescription(d.want, l, live) && pl.keeps(d.want, h, o) {
 				d.live, used[l] = l, true
 				break
 			}
@@ -68,6 +69,15 @@ func planFiles(snap *snapshot, jobs []*undo, live *fileTable, back *stream.Resto
 	pl.splitPipes()
 	pl.splitUnix()
 	return pl
+}
+
+// keeps reports whether a kept file still has its name: contents go back to
+// where the name leads.
+func (pl *filePlan) keeps(want *image.Description, h holder, o *openFile) bool {
+	if want.Kind != image.FDFile || want.Object == 0 || pl.snap.objects[want.Object-1].Kind != image.ObjectMapped {
+		return true
+	}
+	return leads("/proc/"+strconv.Itoa(h.c.pid)+"/root", want.Path, &o.stat)
 }
 
 // sameDescription reports whether the live description l can become what want
@@ -228,18 +238,26 @@ func (pl *filePlan) createObject(d *planned) (err error) {
 		}
 	}
 	root := "/proc/" + strconv.Itoa(d.holder.c.pid) + "/root"
+	fd := -1
 	switch o.Kind {
 	case image.ObjectMemfd:
-		d.fd, err = unix.MemfdCreate(o.Name, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+		fd, err = unix.MemfdCreate(o.Name, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
 	case image.ObjectShm:
-		d.fd, err = unix.Open(root+w.Path, unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC, o.Mode)
+		fd, err = unix.Open(root+w.Path, unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC, o.Mode)
+	case image.ObjectMapped:
+		fd, err = unix.Open(root+w.Path, unix.O_RDWR|unix.O_CREAT|unix.O_NOFOLLOW|unix.O_CLOEXEC, o.Mode&0o777)
 	default:
-		d.fd, err = unix.Open(root+filepath.Dir(w.Path), unix.O_RDWR|unix.O_TMPFILE|unix.O_CLOEXEC, o.Mode)
+		fd, err = unix.Open(root+filepath.Dir(w.Path), unix.O_RDWR|unix.O_TMPFILE|unix.O_CLOEXEC, o.Mode)
 	}
 	if err != nil {
 		return err
 	}
-	return o.undoFile(context.Background(), d.fd, normalize(o.pages.ranges()))
+	defer func() { err = errors.Join(err, unix.Close(fd)) }()
+	if err := o.undoFile(context.Background(), fd, normalize(o.pages.ranges())); err != nil {
+		return err
+	}
+	d.fd, err = unix.Open("/proc/self/fd/"+strconv.Itoa(fd), w.Flags&(unix.O_ACCMODE|unix.O_APPEND|unix.O_DSYNC|unix.O_SYNC)|unix.O_CLOEXEC, 0)
+	return err
 }
 
 // createPipe makes a pipe for all of its descriptions. An end that nobody had
@@ -326,18 +344,45 @@ func (pl *filePlan) resetFile(d *planned) error {
 	if _, err := unix.Seek(d.fd, f.Offset, unix.SEEK_SET); err != nil && err != unix.ESPIPE {
 		return fmt.Errorf("seek to %d: %w", f.Offset, err)
 	}
-	if f.Mode&unix.S_IFMT != unix.S_IFREG || d.want.Object != 0 || pl.files == "seek" {
+	if f.Mode&unix.S_IFMT != unix.S_IFREG || d.want.Object != 0 {
+		return nil
+	}
+	if err := pl.noteOverwritten(d); err != nil {
+		return err
+	}
+	if pl.files == filesSeek {
 		return nil
 	}
 	var st unix.Stat_t
 	if err := unix.Fstat(d.fd, &st); err != nil {
 		return err
 	}
-	if pl.files == "verify" && st.Size != f.Size {
+	if pl.files == filesVerify && st.Size != f.Size {
 		return fmt.Errorf("its length changed from %d to %d since the epoch", f.Size, st.Size)
 	}
 	if st.Size > f.Size && d.want.Flags&unix.O_ACCMODE != unix.O_RDONLY {
 		return unix.Ftruncate(d.fd, f.Size)
+	}
+	return nil
+}
+
+// noteOverwritten reports a file that is not what it was, before its length
+// goes back.
+func (pl *filePlan) noteOverwritten(d *planned) error {
+	if d.want.File.Stamp == nil {
+		return nil
+	}
+	fd, err := unix.Open("/proc/self/fd/"+strconv.Itoa(d.fd), unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if err != nil {
+		pl.note("%s: whether it was overwritten since the epoch is not known: %v", d.want.Path, err)
+		return nil
+	}
+	why, err := d.want.File.Overwritten(fd)
+	if err = errors.Join(err, unix.Close(fd)); err != nil {
+		return err
+	}
+	if why != "" {
+		pl.note("%s: %s", d.want.Path, why)
 	}
 	return nil
 }

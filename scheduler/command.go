@@ -191,6 +191,7 @@ type Recovered struct {
 	Job         job.ID             `json:"job"`
 	Incarnation job.Incarnation    `json:"incarnation"`
 	MS          map[string]float64 `json:"ms"`
+	Notes       []string           `json:"notes,omitempty"` // what is not as it was, for people
 }
 
 // Note records an event that changes nothing.

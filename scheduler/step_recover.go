@@ -294,6 +294,9 @@ func (t *txn) recovered(c *Recovered) *Refusal {
 	for k, v := range c.MS {
 		data[k+"_ms"] = v
 	}
+	if len(c.Notes) > 0 {
+		data["notes"] = c.Notes
+	}
 	t.event(Event{Name: "recovery.done", Job: j.ID, Epoch: rec.Epoch, Data: data})
 	t.changed(j.ID)
 	return nil

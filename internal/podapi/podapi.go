@@ -128,6 +128,7 @@ type PhaseReply struct {
 	TimesMS   map[string]float64 `json:"times_ms,omitempty"` // phase parts, for the bill
 	Bytes     int64              `json:"bytes,omitempty"`
 	LostRanks []job.Rank         `json:"lost_ranks,omitempty"` // ranks that could not be put back: to be restored as lost
+	Notes     []string           `json:"notes,omitempty"`      // Rollback, Restore: what is not as it was, such as files that were overwritten
 	Exits     []job.Exit         `json:"exits,omitempty"`      // Release: ranks that had ended before the epoch was taken
 	Error     string             `json:"error,omitempty"`
 	Retry     bool               `json:"retry,omitempty"` // 422: trying again soon may succeed

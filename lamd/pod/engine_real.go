@@ -78,7 +78,7 @@ func (e *liveEngine) setRanks(ranks []member) error {
 func outcome(r *pause.Report, err error) (podapi.PhaseReply, error) {
 	var out podapi.PhaseReply
 	if r != nil {
-		out = podapi.PhaseReply{Marks: r.Marks, TimesMS: r.TimesMS, Bytes: r.Bytes, LostRanks: r.LostRanks, Obstacles: r.Obstacles}
+		out = podapi.PhaseReply{Marks: r.Marks, TimesMS: r.TimesMS, Bytes: r.Bytes, LostRanks: r.LostRanks, Obstacles: r.Obstacles, Notes: r.Notes}
 	}
 	var no *pause.Refusal
 	var flow *stream.Refusal
@@ -203,7 +203,7 @@ func (e *liveEngine) restore(ctx context.Context, q podapi.PhaseRequest, ranks [
 	e.rebuilt = b
 	reply.TimesMS = map[string]float64{}
 	if b.procs != nil {
-		reply.Bytes = b.procs.Bytes
+		reply.Bytes, reply.Notes = b.procs.Bytes, b.procs.Notes
 		for name, d := range b.procs.Times {
 			reply.TimesMS[name] = float64(d.Microseconds()) / 1000
 		}

@@ -31,7 +31,11 @@ type recovery struct {
 	whole    time.Duration             // when all were
 	released bool                      // the release was sent
 	ms       map[string]float64
+	notes    []string // of the pods, at most maxNotes
 }
+
+// maxNotes bounds what of the pods' notes goes into the log.
+const maxNotes = 20
 
 // began reports whether the supervisor of p is wanted by this recovery: a
 // survivor's, or one that was asked for.
@@ -260,6 +264,11 @@ func (r *recovery) bill(rep *podapi.PhaseReply) {
 	for k, v := range rep.TimesMS {
 		r.ms[k] = max(r.ms[k], v)
 	}
+	for _, n := range rep.Notes {
+		if len(r.notes) < maxNotes && !slices.Contains(r.notes, n) {
+			r.notes = append(r.notes, n)
+		}
+	}
 }
 
 // recoverOn releases the pods once all are whole and every former build of a
@@ -294,6 +303,6 @@ func (c *conductor) recoverOn() {
 		if at, ok := c.freezeAt[r.r.Epoch]; ok {
 			r.ms["lost_work"] = max(0, ms(r.begun-at)-r.ms["detect"])
 		}
-		c.l.propose(c.scope, scheduler.Command{Recovered: &scheduler.Recovered{Job: c.id, Incarnation: c.inc, MS: r.ms}}, func(Done) {})
+		c.l.propose(c.scope, scheduler.Command{Recovered: &scheduler.Recovered{Job: c.id, Incarnation: c.inc, MS: r.ms, Notes: r.notes}}, func(Done) {})
 	})
 }

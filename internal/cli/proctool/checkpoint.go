@@ -35,7 +35,7 @@ func newCheckpoint() *cobra.Command {
 	var out string
 	var kill, stop, goOn bool
 	var o image.Options
-	var compress string
+	var compress, files string
 	cmd := &cobra.Command{
 		Use:   "checkpoint --pid P --out DIR",
 		Short: "Store the state of a process and its descendants",
@@ -60,7 +60,10 @@ What cannot be stored is named, and nothing is changed then.`,
 			default:
 				return usage("--compress %q: not one of none, s2, zstd", compress)
 			}
-			c, err := checkpoint(cmd.Context(), pid, out, o, kill, stop)
+			if err := filesWord(files); err != nil {
+				return err
+			}
+			c, err := checkpoint(cmd.Context(), pid, out, files, o, kill, stop)
 			if err != nil {
 				return err
 			}
@@ -74,14 +77,15 @@ What cannot be stored is named, and nothing is changed then.`,
 	f.BoolVar(&stop, "stop", false, "leave them stopped (SIGCONT lets them go on)")
 	f.BoolVar(&goOn, "continue", false, "let them go on (default)")
 	f.StringVar(&compress, "compress", "none", "none, s2 or zstd")
+	f.StringVar(&files, "files", "truncate", "save keeps the contents of files open for writing in the image; else truncate, seek, verify")
 	f.BoolVar(&o.Direct, "direct", true, "write past the page cache where possible")
 	return cmd
 }
 
 // checkpoint stores one image. With stop or kill the processes are stopped
 // first, by SIGSTOP, so that they do nothing that the image does not know.
-func checkpoint(ctx context.Context, pid int, out string, o image.Options, kill, stop bool) (_ *Checkpoint, err error) {
-	pod, err := newPod(logTo(), pid, "")
+func checkpoint(ctx context.Context, pid int, out, files string, o image.Options, kill, stop bool) (_ *Checkpoint, err error) {
+	pod, err := newPod(logTo(), pid, files)
 	if err != nil {
 		return nil, err
 	}

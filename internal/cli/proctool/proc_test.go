@@ -185,6 +185,16 @@ type fixture struct {
 	name string
 	args []string
 	exit int
+
+	files string // --files of its checkpoints and rollbacks
+}
+
+// policy are the flags for the files of f.
+func (f fixture) policy() []string {
+	if f.files == "" {
+		return nil
+	}
+	return []string{"--files", f.files}
 }
 
 func fixtures() []fixture {
@@ -202,38 +212,39 @@ func fixtures() []fixture {
 		{name: "shared"},
 		{name: "tcp"},
 		{name: "locks"},
+		{name: "savefiles", files: "save"},
 	}
 }
 
 func (f fixture) String() string { return f.name + " " + strings.Join(f.args, " ") }
 
 // eachFixture runs test with every fixture and its undisturbed output.
-func eachFixture(t *testing.T, test func(t *testing.T, w *world, argv []string, want string, exit int)) {
+func eachFixture(t *testing.T, test func(t *testing.T, w *world, f fixture, argv []string, want string)) {
 	for _, f := range fixtures() {
 		t.Run(f.String(), func(t *testing.T) {
 			argv := append([]string{build(t, f.name)}, f.args...)
 			plain := newWorld(t)
 			plain.open()
 			plain.start(append([]string{"run"}, argv...)...).wantEnd(f.exit)
-			test(t, newWorld(t), argv, plain.text(), f.exit)
+			test(t, newWorld(t), f, argv, plain.text())
 		})
 	}
 }
 
 // TestCheckpointAndContinue: three checkpoints change nothing.
 func TestCheckpointAndContinue(t *testing.T) {
-	eachFixture(t, func(t *testing.T, w *world, argv []string, want string, exit int) {
+	eachFixture(t, func(t *testing.T, w *world, f fixture, argv []string, want string) {
 		l := w.start(append([]string{"run"}, argv...)...)
 		for i, at := range []string{"step 1", "step 4", "step 8"} {
 			w.until(at + " ")
 			var c Checkpoint
-			w.lam(&c, "checkpoint", "--pid", pidArg(l), "--out", "ckpt")
+			w.lam(&c, append([]string{"checkpoint", "--pid", pidArg(l), "--out", "ckpt"}, f.policy()...)...)
 			if int(c.Epoch) != i+1 || c.Bytes == 0 || c.StallMS <= 0 {
 				t.Errorf("%+v", c)
 			}
 		}
 		w.open()
-		l.wantEnd(exit)
+		l.wantEnd(f.exit)
 		if got := w.text(); got != want {
 			t.Errorf("output differs:\n%s\nwant:\n%s", got, want)
 		}
@@ -243,17 +254,17 @@ func TestCheckpointAndContinue(t *testing.T) {
 // TestKillAndRestart: the program dies with its checkpoint and is rebuilt,
 // three times over, the restarted one being checkpointed again.
 func TestKillAndRestart(t *testing.T) {
-	eachFixture(t, func(t *testing.T, w *world, argv []string, want string, exit int) {
+	eachFixture(t, func(t *testing.T, w *world, f fixture, argv []string, want string) {
 		l := w.start(append([]string{"run"}, argv...)...)
 		for _, at := range []string{"step 1", "step 4", "step 8"} {
 			w.until(at + " ")
 			var c Checkpoint
-			w.lam(&c, "checkpoint", "--kill", "--pid", pidArg(l), "--out", "ckpt")
+			w.lam(&c, append([]string{"checkpoint", "--kill", "--pid", pidArg(l), "--out", "ckpt"}, f.policy()...)...)
 			l.wantEnd(128 + int(unix.SIGKILL))
 			l = w.start("restart", "ckpt")
 		}
 		w.open()
-		l.wantEnd(exit)
+		l.wantEnd(f.exit)
 		if got := w.text(); got != want {
 			t.Errorf("output differs:\n%s\nwant:\n%s", got, want)
 		}
@@ -263,22 +274,22 @@ func TestKillAndRestart(t *testing.T) {
 // TestRollback: the program goes back to its checkpoint several times; what it
 // writes is the same again from there.
 func TestRollback(t *testing.T) {
-	eachFixture(t, func(t *testing.T, w *world, argv []string, want string, exit int) {
+	eachFixture(t, func(t *testing.T, w *world, f fixture, argv []string, want string) {
 		w.file = true
 		l := w.start(append([]string{"run"}, argv...)...)
 		w.until("step 2 ")
 		var c Checkpoint
-		w.lam(&c, "checkpoint", "--pid", pidArg(l), "--out", "ckpt")
+		w.lam(&c, append([]string{"checkpoint", "--pid", pidArg(l), "--out", "ckpt"}, f.policy()...)...)
 		for _, at := range []string{"step 4 ", "step 7 ", "step 5 "} {
 			w.until(at)
 			var r Rollback
-			w.lam(&r, "rollback", "--pid", pidArg(l), "ckpt@1")
+			w.lam(&r, append([]string{"rollback", "--pid", pidArg(l), "ckpt@1"}, f.policy()...)...)
 			if r.RestoredBytes == 0 {
 				t.Errorf("%+v", r)
 			}
 		}
 		w.open()
-		l.wantEnd(exit)
+		l.wantEnd(f.exit)
 		if got := w.text(); got != want {
 			t.Errorf("output differs:\n%s\nwant:\n%s", got, want)
 		}

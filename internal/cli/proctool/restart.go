@@ -45,17 +45,15 @@ and ends with the program's exit code. Standard input, output and error are
 lam's own unless they were files.`,
 		Args: oneArg("DIR"),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := filesWord(files); err != nil {
+				return err
+			}
 			if detach {
 				return detached(cmd, args[0], files, pidFile)
 			}
 			return restart(context.WithoutCancel(cmd.Context()), args[0], files, pidFile, func(r *Restart) error {
 				if !wantsJSON(cmd) {
-					for _, n := range r.Notes {
-						if _, err := fmt.Fprintln(cmd.ErrOrStderr(), "lam: "+n); err != nil {
-							return err
-						}
-					}
-					return nil
+					return warn(cmd, r.Notes)
 				}
 				return printJSON(cmd.ErrOrStderr(), r)
 			})
@@ -63,7 +61,7 @@ lam's own unless they were files.`,
 	}
 	f := cmd.Flags()
 	f.BoolVar(&detach, "detach", false, "return when the processes run; they go on without a terminal")
-	f.StringVar(&files, "files", "truncate", "open files: truncate (offset and length back), seek, verify")
+	f.StringVar(&files, "files", "truncate", "open files: truncate (offset and length back), seek, verify, save")
 	f.StringVar(&pidFile, "pid-file", "", "file to write the program's pid to")
 	return cmd
 }

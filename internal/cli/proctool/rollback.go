@@ -18,6 +18,7 @@ type Rollback struct {
 	Epoch         job.Epoch `json:"epoch"`
 	RollbackMS    float64   `json:"rollback_ms"`
 	RestoredBytes int64     `json:"restored_bytes"`
+	Notes         []string  `json:"notes,omitempty"` // files that are not as they were
 }
 
 func newRollback() *cobra.Command {
@@ -34,16 +35,43 @@ they were. The image is verified before anything is touched.`,
 			if pid <= 1 {
 				return usage("--pid is needed")
 			}
+			if err := filesWord(files); err != nil {
+				return err
+			}
 			r, err := rollback(cmd.Context(), pid, args[0], files)
 			if err != nil {
 				return err
+			}
+			if !wantsJSON(cmd) {
+				if err := warn(cmd, r.Notes); err != nil {
+					return err
+				}
 			}
 			return report(cmd, r, fmt.Sprintf("process %d is back at epoch %d: %d bytes in %.1f ms", pid, r.Epoch, r.RestoredBytes, r.RollbackMS))
 		},
 	}
 	cmd.Flags().IntVar(&pid, "pid", 0, "the process")
-	cmd.Flags().StringVar(&files, "files", "truncate", "open files: truncate (offset and length back), seek, verify, save")
+	cmd.Flags().StringVar(&files, "files", "truncate", "open files: truncate (offset and length back), seek, verify, save (contents back)")
 	return cmd
+}
+
+// filesWord checks the value of --files.
+func filesWord(word string) error {
+	switch word {
+	case "truncate", "seek", "verify", "save":
+		return nil
+	}
+	return usage("--files %q: not one of truncate, seek, verify, save", word)
+}
+
+// warn prints notes for people.
+func warn(cmd *cobra.Command, notes []string) error {
+	for _, n := range notes {
+		if _, err := fmt.Fprintln(cmd.ErrOrStderr(), "lam: "+n); err != nil {
+			return fmt.Errorf("print: %w", err)
+		}
+	}
+	return nil
 }
 
 func rollback(ctx context.Context, pid int, arg, files string) (_ *Rollback, err error) {
@@ -87,5 +115,5 @@ func rollback(ctx context.Context, pid int, arg, files string) (_ *Rollback, err
 	if _, err := pod.Release(ctx); err != nil {
 		return nil, err
 	}
-	return &Rollback{PID: pid, Epoch: m.Epoch, RollbackMS: rounded(msSince(begin)), RestoredBytes: r.Bytes}, nil
+	return &Rollback{PID: pid, Epoch: m.Epoch, RollbackMS: rounded(msSince(begin)), RestoredBytes: r.Bytes, Notes: r.Notes}, nil
 }
