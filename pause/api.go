@@ -48,6 +48,10 @@ type Config struct {
 	// half of the memory that is available when a round begins.
 	Budget int64
 
+	// Backing says whether memory is copied in the stall or, from a fork, after
+	// it; empty means BackingAuto.
+	Backing Backing
+
 	// NoTracking copies and puts back all memory every time, instead of what
 	// was written since.
 	NoTracking bool
@@ -81,6 +85,7 @@ type Report struct {
 	TimesMS   map[string]float64 // parts of the step, for the bill
 	Bytes     int64              // CaptureRecv: memory kept of the epoch; Rollback: memory put back
 	Copied    int64              // CaptureRecv: memory copied for it, the rest had not changed
+	Backing   string             // CaptureRecv: how the memory was kept, and why
 	LostRanks []job.Rank         // Rollback: ranks that must be restored from their images
 	Obstacles []string           // Preflight
 	Notes     []string           // Rollback: files whose contents are not those of the epoch, one per line

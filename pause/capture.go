@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -28,6 +29,12 @@ type captured struct {
 	copied int64              // bytes of pages that were copied
 	// forced are parts of private mappings that the process may not read.
 	forced []kernel.Range
+
+	choice   choice         // of the backing
+	apart    []kernel.Range // private memory that a fork does not copy
+	child    *proc.Frozen   // the copy that a fork made, to be copied from; nil for none
+	later    []kernel.Range // what is copied from child, after the stall
+	copyTook time.Duration  // the copy within the stall
 }
 
 // obstacles collects reasons why a process cannot be captured.
@@ -72,6 +79,7 @@ func captureMaps(p *process, c *captured, obs *obstacles) (private []kernel.Rang
 			}
 		}
 	}
+	c.apart = apart(c.image.Maps)
 	return private, maps, nil
 }
 
@@ -90,6 +98,9 @@ func (q *process) maps() ([]proc.Map, error) {
 	list, err := q.frozen.Maps()
 	if err != nil {
 		return nil, err
+	}
+	if q.stale.Swap(false) {
+		q.flags = nil
 	}
 	known := true
 	for i := range list {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -25,6 +26,12 @@ type process struct {
 	frozen  *proc.Frozen // nil while it runs
 	tracker tracker
 	flags   map[mapKey][]string // VmFlags that were read before
+	reaper  bool                // orphans of this process or its child would come to the program
+	habits  habits
+
+	// Set by the copying that goes on after a stall.
+	stale     atomic.Bool  // flags are out of date
+	afterFork atomic.Int64 // ns that writes after the last fork cost; 0 when not known
 }
 
 // group holds the processes of a pod and their tracers. Its methods are called
@@ -51,12 +58,23 @@ func newGroup(cfg Config) *group {
 // are closed.
 func (g *group) setRanks(ranks []Rank, externals []External) {
 	g.ranks, g.externals = slices.Clone(ranks), slices.Clone(externals)
-	for pid, p := range g.procs {
-		if !slices.ContainsFunc(ranks, func(r Rank) bool { return r.PID == pid }) {
-			p.close()
-			delete(g.procs, pid)
+	for _, p := range g.procs {
+		if !slices.ContainsFunc(ranks, func(r Rank) bool { return r.PID == g.root(p) }) {
+			g.forget(p)
 		}
 	}
+}
+
+// root returns the pid of the first process of p's rank, 0 when that is not
+// known any more.
+func (g *group) root(p *process) int {
+	for p != nil && p.parent != 0 {
+		p = g.procs[p.parent]
+	}
+	if p == nil {
+		return 0
+	}
+	return p.pid
 }
 
 // list returns the frozen processes, parents before children, ranks in order.
@@ -172,6 +190,13 @@ func (g *group) process(rank job.Rank, pid, parent int) *process {
 	}
 	p.rank, p.parent = rank, parent
 	return p
+}
+
+// known returns the process pid, or nil. Safe from any goroutine.
+func (g *group) known(pid int) *process {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.procs[pid]
 }
 
 // forget drops a process that ended or cannot be traced.

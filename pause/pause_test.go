@@ -22,7 +22,11 @@ import (
 
 // TestMain keeps descriptors that the shell left open away from the programs
 // under test.
+//
+// It makes the tests the reaper of orphans, which not every pid 1 of a container
+// is: the copies that forks make are orphans.
 func TestMain(m *testing.M) {
+	_ = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) // else they are looked for in vain, no more
 	_ = unix.CloseRange(3, ^uint(0), unix.CLOSE_RANGE_CLOEXEC) // older kernels: nothing was inherited, hopefully
 	os.Exit(m.Run())
 }
@@ -113,8 +117,23 @@ func testCtx(t testing.TB) context.Context {
 
 func newPod(t testing.TB, sys *kernel.Sys, p *program) (*Pod, *image.JobDir) {
 	t.Helper()
-	pod := New(Config{Job: 1, Node: "n1", Incarnation: 1, Sys: sys, Log: zerolog.New(zerolog.NewTestWriter(t))})
-	pod.SetRanks([]Rank{{Rank: 0, PID: p.pid()}}, p.ext)
+	return newPodBacked(t, sys, BackingAuto, p)
+}
+
+// newPodBacked is newPod for several ranks and a certain backing.
+func newPodBacked(t testing.TB, sys *kernel.Sys, b Backing, ranks ...*program) (*Pod, *image.JobDir) {
+	t.Helper()
+	pod := New(Config{Job: 1, Node: "n1", Incarnation: 1, Sys: sys, Backing: b, Log: zerolog.New(zerolog.NewTestWriter(t))})
+	var list []Rank
+	var ext []External
+	for i, p := range ranks {
+		list = append(list, Rank{Rank: job.Rank(i), PID: p.pid()})
+		for _, x := range p.ext {
+			x.Rank = job.Rank(i)
+			ext = append(ext, x)
+		}
+	}
+	pod.SetRanks(list, ext)
 	dir, err := image.OpenJob(t.TempDir(), 1)
 	if err != nil {
 		t.Fatal(err)

@@ -110,6 +110,13 @@ func (p *Pod) captureSend(ctx context.Context, r *Report) error {
 	snap := p.draft
 	obs := &obstacles{retry: true}
 	procs := p.group.list()
+	if p.cfg.Backing != BackingCopy {
+		begin := time.Now()
+		if err := p.group.askReapers(ctx); err != nil {
+			return err
+		}
+		r.TimesMS["reapers"] = ms(time.Since(begin))
+	}
 	snap.procs = make([]*captured, len(procs))
 	var eg errgroup.Group
 	var mu sync.Mutex // guards obs and r
@@ -156,9 +163,11 @@ func (p *Pod) captureSend(ctx context.Context, r *Report) error {
 	if err := errors.Join(eg.Wait(), obs.err()); err != nil {
 		return errors.Join(err, snap.waitCopies())
 	}
+	begin := time.Now()
 	if err := p.captureObjects(ctx, snap, p.round.files, obs); err != nil {
 		return errors.Join(err, snap.waitCopies())
 	}
+	r.TimesMS["objects"] = ms(time.Since(begin))
 	snap.clock = now()
 	snap.describe(p.group, p.round.files)
 	if p.round.set != nil {
@@ -197,14 +206,9 @@ func (p *Pod) captureOne(ctx context.Context, q *process, c *captured, procs int
 		return err
 	}
 	lap("buffer")
-	c.pages, c.copied = m, total(wanted)
-	p.draft.copies.Go(func() error {
-		err := copyIn(p.draft.copyCtx, q.frozen, m, wanted, c.forced, p.workers(procs))
-		if err != nil {
-			m.scan = 0 // it is of no use for the next copy
-		}
-		return err
-	})
+	c.pages = m
+	p.keep(ctx, q, c, m, wanted, procs)
+	begin = time.Now()
 	err = captureProcess(ctx, q, c)
 	lap("state")
 	return err
@@ -238,6 +242,8 @@ func (p *Pod) captureRecv(ctx context.Context, r *Report) error {
 		return err
 	}
 	r.TimesMS["copy"] = ms(time.Since(begin))
+	p.draft.learn(p.group)
+	r.Backing = summary(p.draft.procs)
 	for _, c := range p.draft.procs {
 		r.Bytes += c.pages.bytes()
 		r.Copied += c.copied
@@ -263,6 +269,7 @@ func (p *Pod) thaw(ctx context.Context, e Event, a args, r *Report) error {
 		}
 		p.draft.describeStreams()
 	}
+	p.draft.copyLater(ctx, p.group)
 	return nil
 }
 

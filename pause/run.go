@@ -3,7 +3,6 @@ package pause
 import (
 	"context"
 	"fmt"
-	"maps"
 	"time"
 
 	"github.com/lampause/lampause/image"
@@ -80,5 +79,10 @@ func (p *Pod) perform(ctx context.Context, act Action, e Event, a args, r *Repor
 	return nil
 }
 
-// merge adds times of the parts of a step to r.
-func (r *Report) merge(times map[string]float64) { maps.Copy(r.TimesMS, times) }
+// merge adds times of the parts of a step to r; of processes that are worked on
+// in parallel the longest time counts.
+func (r *Report) merge(times map[string]float64) {
+	for k, v := range times {
+		r.TimesMS[k] = max(r.TimesMS[k], v)
+	}
+}

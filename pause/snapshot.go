@@ -43,6 +43,7 @@ type snapshot struct {
 	whole   bool // everything was captured
 	reader  *image.Reader
 
+	later   *background // copying after the stall; nil for none
 	copies  *errgroup.Group
 	copyCtx context.Context
 	cancel  context.CancelFunc
@@ -83,6 +84,7 @@ func (s *snapshot) release(g *group) {
 		s.cancel()
 		_ = s.waitCopies() // what is dropped need not be whole
 	}
+	s.endForks()
 	free := func() {
 		for _, c := range s.procs {
 			if c.pages == nil {

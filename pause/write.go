@@ -28,6 +28,9 @@ func (p *Pod) write(ctx context.Context, epoch job.Epoch, x Extra, open func(ima
 	done := snap.use()
 	defer done()
 	id := image.Identity{Job: p.cfg.Job, Pod: p.cfg.Pod, Epoch: epoch, Incarnation: p.cfg.Incarnation}
+	if err := snap.finish(ctx); err != nil {
+		return nil, fmt.Errorf("pause: write epoch %d: %w", epoch, err)
+	}
 	written, err := snap.store(ctx, p.cfg, x, &p.group.files, func() (*image.Writer, error) { return open(id) })
 	if err != nil {
 		return nil, fmt.Errorf("pause: write epoch %d: %w", epoch, err)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -225,4 +226,36 @@ func (f *Frozen) reapHelpers(ctx context.Context) error {
 		f.helpers = f.helpers[1:]
 	}
 	return nil
+}
+
+// Discard ends a process that Fork made and waits until it is gone, so that
+// its memory is free. Unlike Kill it does not occupy the tracer's thread
+// meanwhile; call it once nobody reads the process any more. Calling it again
+// is harmless.
+//
+// Expected errors: kernel.ErrTimeout.
+func (f *Frozen) Discard() error {
+	if f.over {
+		return nil
+	}
+	f.over = true
+	if f.mem != nil {
+		_ = f.mem.Close() // only read
+	}
+	if err := unix.Kill(f.PID, unix.SIGKILL); err != nil && err != unix.ESRCH { //nolint:errorlint // an errno
+		return errorf(f.PID, "discard: %w", err)
+	}
+	deadline := time.Now().Add(waitLimit)
+	for {
+		err := twice(func() error {
+			_, err := f.sys.WaitStop(f.PID, deadline)
+			return err
+		})
+		switch {
+		case errors.Is(err, kernel.ErrGone), errors.Is(err, unix.ECHILD):
+			return nil
+		case err != nil:
+			return errorf(f.PID, "discard: %w", err)
+		}
+	}
 }

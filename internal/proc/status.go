@@ -161,6 +161,7 @@ type Stat struct {
 	Session    int
 	TTY        int
 	Nice       int
+	MinFlt     uint64 // page faults that needed no disk
 	StartTicks uint64 // since boot: with the pid the identity of a process
 	StartCode  uint64
 	EndCode    uint64
@@ -227,6 +228,7 @@ func ParseStat(text []byte) (*Stat, error) {
 		field int
 		dst   *uint64
 	}{
+		{10, &s.MinFlt},
 		{22, &s.StartTicks},
 		{26, &s.StartCode},
 		{27, &s.EndCode},
