@@ -74,6 +74,7 @@ type phaseState struct {
 	Epoch    job.Epoch // of the open round
 	Seen     job.Epoch // newest committed epoch that this pod knows
 	Void     round     // this round and all before it are void
+	Switch   round     // of the newest suspend or continue: an older one comes late
 	Deadline time.Duration
 	Replies  map[podapi.Op]podapi.PhaseReply // of the open round
 	Ended    bool                            // no rank is left: nothing can be frozen
@@ -121,6 +122,9 @@ func (p phaseState) admit(q podapi.PhaseRequest) verdict {
 		if reply, ok := p.Replies[q.Op]; ok {
 			return verdict{cached: &reply}
 		}
+	}
+	if (q.Op == podapi.OpSuspend || q.Op == podapi.OpContinue) && r.before(p.Switch) {
+		return refuse(http.StatusConflict, "stale: %s of attempt %d, the pod has heard %d", q.Op, q.Attempt, p.Switch.Attempt)
 	}
 	v := p.order(q, r)
 	v.rename = v.run && q.Incarnation > p.Round.Incarnation
@@ -181,7 +185,11 @@ func (p phaseState) order(q podapi.PhaseRequest, r round) verdict {
 // begin records that an admitted op is being carried out.
 func (p phaseState) begin(q podapi.PhaseRequest, now time.Duration) phaseState {
 	p.Term = q.Term
-	if q.Op == podapi.OpPreflight || q.Op == podapi.OpSuspend || q.Op == podapi.OpContinue {
+	switch q.Op {
+	case podapi.OpSuspend, podapi.OpContinue:
+		p.Switch = round{q.Incarnation, q.Attempt}
+		return p
+	case podapi.OpPreflight:
 		return p
 	}
 	if r := (round{q.Incarnation, q.Attempt}); r != p.Round {

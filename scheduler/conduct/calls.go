@@ -21,6 +21,8 @@ type call struct {
 	each    time.Duration // time-out of one try
 	late    time.Duration // in flight: taken as unreachable when no answer came by then
 	retryAt time.Duration // not in flight: when to try again; 0 = in flight
+	tries   time.Duration // no repetition later than this, however long one try may take; 0 = see until
+	gone    func() bool   // nil, or whether nobody is left who could answer
 	again   bool          // repeat also after RefusedNow
 	always  bool          // repeat after every failure
 }
@@ -63,13 +65,24 @@ func (l *Leader) complete(d Done) {
 		return
 	}
 	if f := d.Failure; f != nil && (f.Kind == Unreachable || f.Kind == RefusedNow && c.again || c.always) {
-		if c.until == 0 || l.now+l.cfg.Retry < c.until {
-			c.retryAt = l.now + l.cfg.Retry
+		at := l.now + l.cfg.Retry
+		if (c.until == 0 || at < c.until) && (c.tries == 0 || at < c.tries) && (c.gone == nil || !c.gone()) {
+			c.retryAt = at
 			return
 		}
 	}
 	l.calls = slices.Delete(l.calls, i, i+1)
 	c.done(d)
+}
+
+// dropGone ends the requests that the death of a node made void.
+func (l *Leader) dropGone() {
+	for _, c := range slices.Clone(l.calls) {
+		if c.gone != nil && !c.scope.over && c.gone() {
+			c.retryAt, c.until = 0, l.now
+			l.complete(Done{Ref: c.ref, Failure: &Failure{Kind: Unreachable, Text: "the node was declared dead"}})
+		}
+	}
 }
 
 func (l *Leader) tickCalls() {

@@ -41,6 +41,7 @@ type Config struct {
 	FreezeMax  time.Duration // each op between freeze and resume; default 5 s
 	WriteMax   time.Duration // OpWrite; default 10 min
 	CopyMax    time.Duration // Copy; default 10 min
+	CopyTries  time.Duration // a node that cannot be reached for so long is given up for another one; default 20 s
 	RestoreMax time.Duration // each op of a recovery; default 60 s
 	ProposeMax time.Duration // Propose; default 10 s
 	KillMax    time.Duration // KillPod; default 15 s
@@ -70,6 +71,7 @@ func (c Config) withDefaults() Config {
 		{&c.FreezeMax, 5 * time.Second},
 		{&c.WriteMax, 10 * time.Minute},
 		{&c.CopyMax, 10 * time.Minute},
+		{&c.CopyTries, 20 * time.Second},
 		{&c.RestoreMax, time.Minute},
 		{&c.ProposeMax, 10 * time.Second},
 		{&c.KillMax, 15 * time.Second},

@@ -139,6 +139,7 @@ func (l *Leader) committed(st *scheduler.State) {
 			delete(l.jobs, id)
 		}
 	}
+	l.dropGone()
 }
 
 func (l *Leader) jobIDs() []job.ID {

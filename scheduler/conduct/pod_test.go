@@ -81,11 +81,11 @@ func (w *world) op(p *wpod, q podapi.PhaseRequest, r turn) Done {
 	stalled := p.state == "frozen" || p.state == "sent" || p.state == "captured"
 	recovering := p.state == "stopped" || p.state == "rebuilt" || p.state == "empty"
 	switch q.Op {
-	case podapi.OpSuspend:
-		p.suspend = true
-		return fine()
-	case podapi.OpContinue:
-		p.suspend, p.since = false, w.now
+	case podapi.OpSuspend, podapi.OpContinue:
+		if r.before(p.toggle) {
+			return conflict("of an older wish")
+		}
+		p.toggle, p.suspend, p.since = r, q.Op == podapi.OpSuspend, w.now
 		return fine()
 	case podapi.OpPreflight:
 		return fine()

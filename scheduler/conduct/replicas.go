@@ -91,9 +91,14 @@ func (c *conductor) copyTo(s *scope, epoch job.Epoch, p job.PodIndex, from []job
 		limit = c.l.cfg.RestoreMax
 	}
 	from = slices.Clone(from)
-	c.l.request(s, limit, limit, func(ref Ref, timeout time.Duration) Action {
+	place := scheduler.NodeRef{Node: to, Boot: c.l.st.Nodes[to].Boot}
+	cl := c.l.request(s, limit, limit, func(ref Ref, timeout time.Duration) Action {
 		return Copy{Ref: ref, Job: c.id, Epoch: epoch, Pod: p, From: from, To: to, Written: w, Urgent: urgent, Timeout: timeout}
 	}, done)
+	cl.gone = func() bool { return !c.l.st.IsAlive(place) }
+	if !urgent { // there are others to copy to
+		cl.tries = c.l.now + c.l.cfg.CopyTries
+	}
 }
 
 // publish tells every holder of a committed epoch, and with pods set every pod,

@@ -92,14 +92,15 @@ type wpod struct {
 	progress time.Duration // computed
 	since    time.Duration // counted so far
 
-	turn  turn // the open round
-	void  turn // this and earlier ones are void
-	done  map[podapi.Op]bool
-	epoch job.Epoch            // of the open round
-	taken map[job.Epoch]wimage // backing: of the round under way, and of the epoch to go back to
-	seen  job.Epoch            // newest epoch seen committed
-	whole job.Epoch            // came back to it
-	cut   wimage               // ... with this image
+	turn   turn // the open round
+	toggle turn // of the newest suspend or continue
+	void   turn // this and earlier ones are void
+	done   map[podapi.Op]bool
+	epoch  job.Epoch            // of the open round
+	taken  map[job.Epoch]wimage // backing: of the round under way, and of the epoch to go back to
+	seen   job.Epoch            // newest epoch seen committed
+	whole  job.Epoch            // came back to it
+	cut    wimage               // ... with this image
 
 	ended   bool // its ranks have exited
 	events  []podapi.Event
