@@ -47,15 +47,24 @@ func TestFaultAtEveryStep(t *testing.T) {
 		"lamd restarts":   func(w *world) { w.restartLamd("n2") },
 		"leader restarts": func(w *world) { w.restartLamd("n1") },
 		"false alarm":     func(w *world) { w.falseAlarm("n2") },
+		"two at once":     func(w *world) { w.crash("n2", false); w.crash("n3", false) },
+		"cut for a while": func(w *world) { w.blink("n2", 1500*time.Millisecond) },
+		"leader blinks":   func(w *world) { w.blink("n1", 500*time.Millisecond) },
+		"suspended":       func(w *world) { w.user(Verb{Kind: VerbSuspend}); w.after(3*time.Second, w.wake) },
+		"damaged images":  func(w *world) { w.damage("n5") },
 	}
 	for name, fault := range faults {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
+			replicas := 2
+			if name == "two at once" {
+				replicas = 3
+			}
 			for n := 1; ; n++ {
-				struck, err := strike(n, 2, fault, nil)
+				struck, err := strike(n, replicas, fault, nil)
 				if err != nil {
 					var trace strings.Builder
-					_, _ = strike(n, 2, fault, &trace)
+					_, _ = strike(n, replicas, fault, &trace)
 					t.Fatalf("at action %d: %v\n%s", n, err, tail(trace.String(), 400))
 				}
 				if !struck {
@@ -104,6 +113,11 @@ func TestSecondFaultAtEveryStep(t *testing.T) {
 		"a survivor's pod":  func(w *world) { w.kill("n4", "pod") },
 		"lamd of a spare":   func(w *world) { w.restartLamd("n5"); w.restartLamd("n6") },
 		"the node returns":  func(w *world) { w.revive("n2") },
+		"a false alarm":     func(w *world) { w.falseAlarm("n4") },
+		"the spare is cut":  func(w *world) { w.crash("n5", true) },
+		"a rank":            func(w *world) { w.kill("n4", "rank") },
+		"a suspension":      func(w *world) { w.user(Verb{Kind: VerbSuspend}); w.after(5*time.Second, w.wake) },
+		"lost images":       func(w *world) { w.damage("n5"); w.damage("n6") },
 	}
 	for name, fault := range second {
 		t.Run(name, func(t *testing.T) {
@@ -287,4 +301,75 @@ func TestCheckpointsGoOn(t *testing.T) {
 			}
 		})
 	}
+}
+
+// blink cuts a node off for a moment.
+func (w *world) blink(id job.NodeID, d time.Duration) {
+	w.crash(id, true)
+	w.after(d, func() { w.revive(id) })
+}
+
+// TestReplicasAreMadeAgain loses a node of a job with one checkpoint, and lets
+// something else fail at every single action from then on: once the faults are
+// over, the images are on as many nodes as before, and really there.
+func TestReplicasAreMadeAgain(t *testing.T) {
+	for name, fault := range map[string]func(*world){
+		"nothing else":    func(*world) {},
+		"leader restarts": func(w *world) { w.restartLamd("n1") },
+		"leader blinks":   func(w *world) { w.blink("n1", 700*time.Millisecond) },
+		"spare dies":      func(w *world) { w.crash("n6", false) },
+		"holder blinks":   func(w *world) { w.blink("n5", 3*time.Second) },
+		"lamd restarts":   func(w *world) { w.restartLamd("n5") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			for n := 1; n <= 80; n += 1 + n/40 {
+				var trace strings.Builder
+				w := newWorld(uint64(n), 4, 2)
+				w.trace = &trace
+				w.work = 10 * time.Minute
+				spec := simSpec(8, 0)
+				spec.Replicas = 3
+				w.start(spec)
+				w.run(2*time.Second, w.ended)
+				w.user(Verb{Kind: VerbCheckpoint})
+				w.run(5*time.Second, w.ended)
+				w.crash("n2", false)
+				from := w.actions
+				w.onAction = func() {
+					if w.actions == from+n {
+						w.after(0, func() { fault(w) })
+					}
+				}
+				w.run(50*time.Second, w.ended)
+				if err := w.protected(3); err != nil {
+					t.Fatalf("action %d: %v\n%s", n, err, tail(trace.String(), 150))
+				}
+			}
+		})
+	}
+}
+
+// protected judges a job that should be safe again.
+func (w *world) protected(replicas int) error {
+	j := w.st.Jobs[1]
+	switch {
+	case w.bad != nil:
+		return w.bad
+	case j.State != job.Running || j.Newest() == nil:
+		return fmt.Errorf("the job is %s: %s", j.State, j.Reason)
+	case w.st.Protected(j) != "YES":
+		return fmt.Errorf("the job is %s", w.st.Protected(j))
+	}
+	for _, im := range j.Newest().Images {
+		for _, h := range im.Holders {
+			if got, ok := w.nodes[h].images[imageKey{j.Newest().Epoch, im.Pod}]; !ok || got.bad || len(im.Holders) < replicas {
+				return fmt.Errorf("image of pod %d is not on %s", im.Pod, h)
+			}
+			if !w.nodes[h].sealed[j.Newest().Epoch] {
+				return fmt.Errorf("%s does not know that the epoch is committed", h)
+			}
+		}
+	}
+	return nil
 }
