@@ -167,8 +167,9 @@ func decodeError(resp *http.Response) error {
 	return e
 }
 
-// sendRaw posts bytes as they are; the answer has no body.
-func (p *peers) sendRaw(ctx context.Context, node job.NodeID, path string, data []byte) error {
+// sendRaw posts bytes as they are, and decodes the answer into out if it has a
+// body.
+func (p *peers) sendRaw(ctx context.Context, node job.NodeID, path string, data []byte, out any) error {
 	url, err := p.url(node, path)
 	if err != nil {
 		return err
@@ -184,6 +185,10 @@ func (p *peers) sendRaw(ctx context.Context, node job.NodeID, path string, data 
 	defer func() { _ = resp.Body.Close() }()
 	if resp.StatusCode/100 != 2 {
 		return decodeError(resp)
+	}
+	err = json.NewDecoder(io.LimitReader(resp.Body, maxBody)).Decode(out)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return fmt.Errorf("decode answer of %s: %w", req.URL.Path, err)
 	}
 	return nil
 }

@@ -129,11 +129,12 @@ func TestStdinWaitsForALostPod(t *testing.T) {
 		writeJSON(rw, struct{}{})
 	})
 	a := w.api(t, nodes{"n1": lost, "n2": taken})
+	a.lead = func() *lead { return &lead{} }
 	send := func() *httptest.ResponseRecorder {
 		r := httptest.NewRequest(http.MethodPost, "/v1/jobs/7/stdin?offset=5", strings.NewReader("abc"))
 		return ask(t, as(1000, a.routes()), r)
 	}
-	if got := send(); got.Code != http.StatusOK || strings.TrimSpace(got.Body.String()) != `{"offset":8}` {
+	if got := send(); got.Code != http.StatusOK || strings.TrimSpace(got.Body.String()) != `{"offset":8,"safe":8}` {
 		t.Errorf("%d %s", got.Code, got.Body)
 	}
 	w.end()

@@ -106,10 +106,15 @@ type Checkpointed struct {
 	StallMS float64   `json:"stall_ms"`
 }
 
-// StdinTaken answers bytes sent to stdin: everything below Offset is taken for
-// good. The sender goes on from there, also after a lost connection.
+// StdinTaken answers bytes sent to stdin: everything below Offset was taken. The
+// sender goes on from there, also after a lost connection. Offset may be lower
+// than in an earlier answer: a rank that was rebuilt from a checkpoint wants
+// again what came after that. No recovery goes back below Safe, so that the
+// sender may forget those bytes; SafeEOF says the same of the end of the input.
 type StdinTaken struct {
-	Offset int64 `json:"offset"`
+	Offset  int64 `json:"offset"`
+	Safe    int64 `json:"safe"`
+	SafeEOF bool  `json:"safe_eof,omitempty"`
 }
 
 // Ended answers /wait.

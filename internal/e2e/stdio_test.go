@@ -20,11 +20,14 @@ import (
 func TestInputSurvivesANodeLoss(t *testing.T) {
 	asUsers(t, func(t *testing.T, u user) {
 		c := boot(t, u, 2, 1)
+		// More than the pod takes ahead of its rank: some of it comes after the
+		// checkpoint that the job goes back to, and mpirun gives it again.
 		const lines = 1500
+		long := strings.Repeat("x", 2000)
 		var in, want strings.Builder
 		for i := range lines {
-			fmt.Fprintf(&in, "input %d\n", i)
-			fmt.Fprintf(&want, "%d: input %d\n", i+1, i)
+			fmt.Fprintf(&in, "input %d %s\n", i, long)
+			fmt.Fprintf(&want, "%d: input %d %s\n", i+1, i, long)
 		}
 		for i, mode := range []string{"live", "committed"} {
 			id := job.ID(i + 1)

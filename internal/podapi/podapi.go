@@ -157,6 +157,14 @@ type Lease struct {
 	SentNS int64 `json:"sent_ns"` // CLOCK_BOOTTIME of the local lamd when it asked the leader
 }
 
+// StdinTaken answers POST PathStdin: everything below Offset was taken; no
+// recovery asks again for what is below Safe, nor, with SafeEOF, for the end.
+type StdinTaken struct {
+	Offset  int64 `json:"offset"`
+	Safe    int64 `json:"safe"`
+	SafeEOF bool  `json:"safe_eof,omitempty"`
+}
+
 // Fence is one pod's arrival at a PMI fence: POST by the supervisor to its
 // lamd, which passes it to the leader; the answer comes when every pod of the
 // job has arrived. Repeating it is harmless.

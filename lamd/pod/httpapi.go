@@ -237,16 +237,35 @@ func (s *supervisor) postStdin(w http.ResponseWriter, r *http.Request) {
 		fail(w, http.StatusBadRequest, job.ExitUsage, fmt.Errorf("offset=%q: not a number", r.URL.Query().Get("offset")))
 		return
 	}
+	if s.phases.look().Stage == stEmpty { // what it has read by then is in the image
+		fail(w, http.StatusServiceUnavailable, job.ExitInternal, errors.New("rank 0 is not restored yet"))
+		return
+	}
 	if err := s.takeStdin(r, off); err != nil {
 		var gap *errOffset
 		status := http.StatusInternalServerError
-		if errors.As(err, &gap) {
+		switch {
+		case errors.As(err, &gap):
 			status = http.StatusConflict // Status.StdinOffset tells where to go on
+		case errors.Is(err, errStdinClosed):
+			status = http.StatusServiceUnavailable
 		}
 		fail(w, status, job.ExitInternal, err)
 		return
 	}
-	w.WriteHeader(http.StatusNoContent)
+	answerJSON(w, s.stdinTaken())
+}
+
+// stdinTaken says how far rank 0's input has come. What a round has captured
+// that is not committed yet is as good as what was captured then.
+func (s *supervisor) stdinTaken() podapi.StdinTaken {
+	s.mu.Lock()
+	var open *stdinState
+	if s.pending != nil {
+		open = s.pending.Stdin
+	}
+	s.mu.Unlock()
+	return s.in.taken(open)
 }
 
 // takeStdin takes the body in pieces, so that a long one is fed as it comes.

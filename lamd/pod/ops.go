@@ -145,16 +145,16 @@ func (s *supervisor) commit(ctx context.Context, e job.Epoch) error {
 		return err
 	}
 	s.mu.Lock()
-	if s.pending != nil && s.pending.Epoch == e {
-		s.kept, s.pending = s.pending, nil
+	if s.pending == nil || s.pending.Epoch != e { // repeated
+		s.mu.Unlock()
+		return nil
 	}
+	s.kept, s.pending = s.pending, nil
 	kept := s.kept
 	s.mu.Unlock()
-	if kept != nil {
-		s.out.cover(kept.at())
-	}
-	if s.in != nil && kept != nil && kept.Stdin != nil {
-		if err := s.in.committed(kept.Stdin.Consumed); err != nil {
+	s.out.cover(kept.at())
+	if s.in != nil && kept.Stdin != nil {
+		if err := s.in.committed(kept.Stdin); err != nil {
 			s.log.Warn().Err(err).Msg("old input is kept")
 		}
 	}

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lampause/lampause/internal/pid1"
+	"github.com/lampause/lampause/internal/podapi"
 )
 
 // maxAhead bounds what stdin takes beyond what the pipe has: the sender waits.
@@ -34,8 +35,10 @@ type stdin struct {
 	shut     bool  // the write end is closed: the rank sees end of file
 	closed   bool
 	paused   bool
-	read     *os.File // what rank 0 inherits; kept to empty the pipe
-	write    *os.File // non-blocking
+	newest   *stdinMark // at the newest committed epoch, nil before the first
+	older    *stdinMark // at the one before it
+	read     *os.File   // what rank 0 inherits; kept to empty the pipe
+	write    *os.File   // non-blocking
 	raw      syscall.RawConn
 }
 
@@ -53,6 +56,16 @@ func newStdin(dir string) (*stdin, error) {
 	s.raw, err = s.write.SyscallConn()
 	return s, err
 }
+
+// stdinMark is how far the input had come at an epoch: a recovery to that epoch
+// asks for what follows.
+type stdinMark struct {
+	end int64
+	eof bool
+}
+
+// errStdinClosed says that the pod ends.
+var errStdinClosed = errors.New("stdin: the pod is being ended")
 
 // errOffset says that bytes were sent for another place than the next one.
 type errOffset struct{ want int64 }
@@ -77,7 +90,10 @@ func (s *stdin) add(ctx context.Context, off int64, data []byte, eof bool) error
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	if off > s.received || s.closed {
+	if s.closed {
+		return errStdinClosed
+	}
+	if off > s.received {
 		return &errOffset{s.received}
 	}
 	skip := min(s.received-off, int64(len(data)))
@@ -222,6 +238,7 @@ func (s *stdin) restore(st stdinState) error {
 			return fmt.Errorf("stdin: %w", err)
 		}
 		s.base, s.received, s.eof = st.Consumed, end, st.EOF
+		s.newest, s.older = st.mark(), nil
 	}
 	s.written = st.Consumed
 	if s.shut {
@@ -263,10 +280,36 @@ func (s *stdin) reopen() error {
 	return nil
 }
 
-// committed forgets what no rollback will read again.
-func (s *stdin) committed(consumed int64) error {
+// mark is how far the input had come at st.
+func (st *stdinState) mark() *stdinMark {
+	return &stdinMark{end: st.Consumed + int64(len(st.Unread)), eof: st.EOF}
+}
+
+// taken says how far the input has come, and what the sender may forget: what
+// the epoch before the newest has, for a recovery may have to return to that
+// one. open is the state in a round that is not committed yet, if there is one.
+func (s *stdin) taken(open *stdinState) podapi.StdinTaken {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	safe := &stdinMark{end: s.received, eof: s.eof} // without a checkpoint nothing is ever read again
+	switch {
+	case s.older != nil:
+		safe = s.older
+	case s.newest != nil:
+		safe = s.newest
+	case open != nil:
+		safe = open.mark()
+	}
+	return podapi.StdinTaken{Offset: s.received, Safe: safe.end, SafeEOF: safe.eof}
+}
+
+// committed takes the state at a committed epoch, and forgets what no rollback
+// will read again.
+func (s *stdin) committed(st *stdinState) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.older, s.newest = s.newest, st.mark()
+	consumed := st.Consumed
 	if consumed <= s.base {
 		return nil
 	}

@@ -250,6 +250,52 @@ func TestStdinRollback(t *testing.T) {
 	}
 }
 
+// The sender keeps what a recovery to the epoch before the newest would want
+// again.
+func TestStdinSafe(t *testing.T) {
+	s, f := feeding(t)
+	want := func(when string, open *stdinState, offset, safe int64, eof bool) {
+		t.Helper()
+		if got := s.taken(open); got != (podapi.StdinTaken{Offset: offset, Safe: safe, SafeEOF: eof}) {
+			t.Errorf("%s: %+v", when, got)
+		}
+	}
+	epoch := func() *stdinState {
+		t.Helper()
+		s.pause()
+		defer s.resume()
+		st, err := s.state()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return &st
+	}
+	commit := func(st *stdinState) {
+		t.Helper()
+		if err := s.committed(st); err != nil {
+			t.Fatal(err)
+		}
+	}
+	give(t, s, 0, "0123", false)
+	want("no epoch", nil, 4, 4, false)
+	first := epoch()
+	give(t, s, 4, "45", false)
+	want("an open round", first, 6, 4, false)
+	want("an abandoned round", nil, 6, 6, false)
+	commit(first)
+	want("one epoch", nil, 6, 4, false)
+	take(t, f, 5)
+	second := epoch()
+	give(t, s, 6, "6", true)
+	commit(second)
+	want("two epochs", nil, 7, 4, false)
+	third := epoch()
+	commit(third)
+	want("three epochs", nil, 7, 6, false)
+	commit(epoch())
+	want("all of it is old", nil, 7, 7, true)
+}
+
 func TestRecords(t *testing.T) {
 	path := t.TempDir() + "/" + exitsFile
 	b := newExitBook(path)
