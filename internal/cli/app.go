@@ -24,6 +24,7 @@ import (
 // Formats of listings.
 const (
 	formatTable = "table"
+	formatWide  = "wide"
 	formatJSON  = "json"
 )
 
@@ -35,8 +36,10 @@ type App struct {
 	Stderr io.Writer
 	Env    paths.Env
 	Config error  // what is wrong with the configuration files, nil: nothing
-	Format string // formatTable or formatJSON
+	Format string // formatTable, formatWide or formatJSON
 	Color  bool   // Stdout is a terminal that wants colours
+
+	Terminal bool // Stdout is a terminal
 }
 
 // New returns the App of this process: its streams, its environment and
@@ -45,7 +48,8 @@ type App struct {
 func New() *App {
 	a := &App{
 		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Env: paths.OSEnv(), Format: formatTable,
-		Color: isTerminal(os.Stdout) && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb",
+		Terminal: isTerminal(os.Stdout),
+		Color:    isTerminal(os.Stdout) && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb",
 	}
 	set, err := config.Load(os.Getenv)
 	if err != nil {

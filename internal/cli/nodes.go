@@ -10,7 +10,8 @@ import (
 )
 
 func newNodes(a *App) *cobra.Command {
-	return &cobra.Command{
+	var watch bool
+	cmd := &cobra.Command{
 		Use:   "nodes",
 		Short: "List the nodes of the cluster",
 		Args:  exactly(),
@@ -19,13 +20,42 @@ func newNodes(a *App) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			nodes, err := c.Nodes(cmd.Context())
-			if err != nil {
-				return err
-			}
-			return a.showNodes(nodes)
+			return a.list(cmd.Context(), watch, func(a *App) error {
+				nodes, err := c.Nodes(cmd.Context())
+				if err != nil {
+					return err
+				}
+				return a.showNodes(nodes)
+			})
 		},
 	}
+	cmd.Flags().BoolVarP(&watch, "watch", "w", false, watchHelp)
+	return cmd
+}
+
+// rankList writes the ranks of a node, as JOB:RANK; ranges of them unless all
+// shall be spelled out.
+func (a *App) rankList(ranks []string) string {
+	if a.Format == formatWide {
+		return strings.Join(ranks, ",")
+	}
+	var jobs []string
+	of := map[string][]int{}
+	for _, r := range ranks {
+		id, number, _ := strings.Cut(r, ":")
+		n, err := strconv.Atoi(number)
+		if err != nil {
+			return strings.Join(ranks, ",") // a newer lamd says it in another way
+		}
+		if _, seen := of[id]; !seen {
+			jobs = append(jobs, id)
+		}
+		of[id] = append(of[id], n)
+	}
+	for i, id := range jobs {
+		jobs[i] = id + ":" + foldNumbers(of[id])
+	}
+	return strings.Join(jobs, ";")
 }
 
 // showNodes prints a list of nodes.
@@ -38,7 +68,7 @@ func (a *App) showNodes(nodes []control.Node) error {
 		}
 		rows = append(rows, []string{
 			string(n.Node), n.Addr, n.State, n.Role, strconv.Itoa(n.Slots),
-			strings.Join(n.Ranks, ","), strings.Join(jobs, ","), strconv.FormatUint(uint64(n.Boot), 10), n.Raft,
+			a.rankList(n.Ranks), strings.Join(jobs, ","), strconv.FormatUint(uint64(n.Boot), 10), n.Raft,
 		})
 	}
 	if nodes == nil {

@@ -48,7 +48,7 @@ func newRoot(a *App) *cobra.Command {
 	root.SetErr(a.Stderr)
 	root.SetFlagErrorFunc(flagError)
 	root.SuggestionsMinimumDistance = 2
-	root.PersistentFlags().VarP((*formatFlag)(&a.Format), "output", "o", "how to print: table or json")
+	root.PersistentFlags().VarP((*formatFlag)(&a.Format), "output", "o", "how to print: table, wide (nothing shortened) or json")
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.AddCommand(
 		newBoot(a), newHalt(a), newFail(a), newRevive(a), newNodes(a),
@@ -67,8 +67,8 @@ func (f *formatFlag) String() string { return string(*f) }
 
 // Set accepts a known format only.
 func (f *formatFlag) Set(s string) error {
-	if s != formatTable && s != formatJSON {
-		return fmt.Errorf("must be table or json")
+	if s != formatTable && s != formatWide && s != formatJSON {
+		return fmt.Errorf("must be table, wide or json")
 	}
 	*f = formatFlag(s)
 	return nil

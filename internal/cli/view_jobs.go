@@ -14,7 +14,8 @@ import (
 )
 
 func newJobs(a *App) *cobra.Command {
-	return &cobra.Command{
+	var watch bool
+	cmd := &cobra.Command{
 		Use:   "jobs",
 		Short: "List the jobs of the cluster",
 		Args:  exactly(),
@@ -23,13 +24,17 @@ func newJobs(a *App) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			jobs, err := c.Jobs(cmd.Context())
-			if err != nil {
-				return err
-			}
-			return a.showJobs(jobs)
+			return a.list(cmd.Context(), watch, func(a *App) error {
+				jobs, err := c.Jobs(cmd.Context())
+				if err != nil {
+					return err
+				}
+				return a.showJobs(jobs)
+			})
 		},
 	}
+	cmd.Flags().BoolVarP(&watch, "watch", "w", false, watchHelp)
+	return cmd
 }
 
 // showJobs prints a list of jobs.
@@ -37,14 +42,31 @@ func (a *App) showJobs(jobs []control.Job) error {
 	if jobs == nil {
 		jobs = []control.Job{}
 	}
+	header := []string{"JOB", "NAME", "STATE", "RANKS", "NODES", "EPOCH", "PROTECTED", "RECOV", "EXIT", "NODELIST"}
+	if a.Format == formatWide {
+		header = append(header, "PLACEMENT")
+	}
 	rows := make([][]string, 0, len(jobs))
 	for _, j := range jobs {
-		rows = append(rows, []string{
+		row := []string{
 			j.Job.String(), j.Name, string(j.State), strconv.Itoa(j.Ranks), strconv.Itoa(len(j.Nodes)),
 			epochText(j.Epoch), j.Protected, strconv.Itoa(j.Recoveries), exitText(j.ExitCode), foldNodes(j.Nodes),
-		})
+		}
+		if a.Format == formatWide {
+			row = append(row, placementText(j.Placement))
+		}
+		rows = append(rows, row)
 	}
-	return a.emit(jobs, []string{"JOB", "NAME", "STATE", "RANKS", "NODES", "EPOCH", "PROTECTED", "RECOV", "EXIT", "NODELIST"}, rows)
+	return a.emit(jobs, header, rows)
+}
+
+// placementText says which ranks are where: n1:0-1;n5:2-3.
+func placementText(pods []job.PodPlacement) string {
+	parts := make([]string, 0, len(pods))
+	for _, p := range pods {
+		parts = append(parts, string(p.Node)+":"+ranksText(p.Ranks))
+	}
+	return strings.Join(parts, ";")
 }
 
 func epochText(e job.Epoch) string {

@@ -65,6 +65,11 @@ func viewServer(t *testing.T) http.Handler {
 		{Seq: 3, Time: at, Event: "recovery.done", Job: 3, Epoch: 11, Data: map[string]any{"lost": []string{"n2"}, "reason": "two words"}},
 	}
 	mux := http.NewServeMux()
+	nodes := []control.Node{
+		{Node: "n1", Addr: "10.77.0.11", State: "alive", Role: "compute", Slots: 4, Ranks: []string{"3:0", "3:1", "3:2", "12:0"}, Jobs: []job.ID{3, 12}, Boot: 1, Raft: "leader"},
+		{Node: "n2", Addr: "10.77.0.12", State: "dead", Role: "spare", Slots: 4, Boot: 2},
+	}
+	mux.HandleFunc("GET /v1/nodes", func(w http.ResponseWriter, _ *http.Request) { controltest.JSON(w, nodes) })
 	mux.HandleFunc("GET /v1/jobs", func(w http.ResponseWriter, _ *http.Request) { controltest.JSON(w, []control.Job{failed, running}) })
 	mux.HandleFunc("GET /v1/jobs/3", func(w http.ResponseWriter, _ *http.Request) { controltest.JSON(w, detail) })
 	mux.HandleFunc("GET /v1/jobs/9", func(w http.ResponseWriter, _ *http.Request) {
@@ -115,7 +120,8 @@ func TestViews(t *testing.T) {
 	dir := controltest.Runtime(t)
 	controltest.Serve(t, dir, "n1", viewServer(t))
 	for name, args := range map[string]string{
-		"jobs": "jobs", "jobs.json": "jobs -o json", "job": "job 3", "job.json": "job 3 -o json",
+		"jobs": "jobs", "jobs.json": "jobs -o json", "jobs-wide": "jobs -o wide", "nodes": "nodes", "nodes-wide": "nodes -o wide",
+		"job": "job 3", "job.json": "job 3 -o json",
 		"events": "events", "events.json": "events -o json", "events-job": "events --job 3",
 		"checkpoint": "checkpoint 3", "checkpoint.json": "checkpoint 3 -o json", "restart": "restart 3@11",
 		"restart.json": "restart 3 -o json", "suspend": "suspend 3",
