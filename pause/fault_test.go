@@ -66,16 +66,22 @@ func reference(t *testing.T, exe string, steps string) string {
 	return string(b)
 }
 
-// TestCheckpointFaults makes every call of a checkpoint fail once; the program
-// must not notice.
+// TestCheckpointFaults makes every call of a checkpoint fail once, those of the
+// copying after the stall too; the program must not notice.
 func TestCheckpointFaults(t *testing.T) {
 	exe := build(t, "mix")
+	for _, b := range []Backing{BackingCopy, BackingFork} {
+		t.Run(string(b), func(t *testing.T) { checkpointFaults(t, exe, b) })
+	}
+}
+
+func checkpointFaults(t *testing.T, exe string, b Backing) {
 	const steps = "3000"
 	want := reference(t, exe, steps)
 	out := filepath.Join(t.TempDir(), "out")
 	p := start(t, exe, out, steps)
 	f := &fault{}
-	pod, _ := newPod(t, kernel.New(f.hook), p)
+	pod, _ := newPodBacked(t, kernel.New(f.hook), b, p)
 	kinds := map[string]int{}
 	e := job.Epoch(0)
 	for n := 1; ; n++ {
@@ -83,9 +89,15 @@ func TestCheckpointFaults(t *testing.T) {
 		ctx := testCtx(t)
 		f.arm(n)
 		_, err := capture(ctx, pod, e)
+		if err == nil {
+			err = pod.draft.finish(ctx)
+		}
 		hit := f.arm(0)
 		if aerr := pod.Abandon(ctx, e); aerr != nil {
 			t.Fatalf("call %d (%s): abandon: %v", n, hit, aerr)
+		}
+		if left := copies(t, p); len(left) > 0 {
+			t.Fatalf("call %d (%s): left behind: %v", n, hit, left)
 		}
 		if st, err := proc.ReadStatus(p.pid()); err != nil || st.State == 'Z' {
 			t.Log("program is through before all calls were tried")
@@ -102,11 +114,11 @@ func TestCheckpointFaults(t *testing.T) {
 	}
 	t.Logf("%d rounds, failed %v", e, kinds)
 	p.wait()
-	b, err := os.ReadFile(out)
+	got, err := os.ReadFile(out)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if string(b) != want {
+	if string(got) != want {
 		t.Fatal("output differs from an undisturbed run")
 	}
 }
@@ -148,66 +160,77 @@ func TestSignalFaults(t *testing.T) {
 	p.wait()
 }
 
-// TestRollbackFaults makes calls of a rollback fail. Afterwards the program is
-// either whole, and ends as it should, or reported as lost and still frozen.
+// TestRollbackFaults makes the calls of a rollback fail, one after the other, on
+// one program that goes back again and again. Each time it is either whole, or
+// reported as lost and still frozen; in the end its output is as it should be.
 func TestRollbackFaults(t *testing.T) {
 	exe := build(t, "mix")
 	const steps = "400"
 	want := reference(t, exe, steps)
-	stride := 23
-	if testing.Short() {
-		stride = 97
+	stride := 2
+	if os.Getenv("LAM_TEST_LONG") != "" {
+		stride = 1
 	}
+	if testing.Short() {
+		stride = 31
+	}
+	out := filepath.Join(t.TempDir(), "out")
+	p := start(t, exe, out, steps)
+	f := &fault{}
+	pod, dir := newPod(t, kernel.New(f.hook), p)
+	checkpoint(t, pod, dir, 1)
 	kinds := map[string]int{}
-	whole := 0
-	for n := 1; ; n += stride {
-		out := filepath.Join(t.TempDir(), "out")
-		p := start(t, exe, out, steps)
-		f := &fault{}
-		pod, dir := newPod(t, kernel.New(f.hook), p)
-		checkpoint(t, pod, dir, 1)
-		time.Sleep(5 * time.Millisecond)
+	whole, gen := 0, uint64(0)
+	n := 1
+	for hit := "none"; hit != ""; n += stride {
+		time.Sleep(2 * time.Millisecond)
 		ctx := testCtx(t)
 		if _, err := pod.Stop(ctx); err != nil {
 			t.Fatal(err)
 		}
+		gen++
 		f.arm(n)
-		r, err := pod.Rollback(ctx, 1, 1)
-		hit := f.arm(0)
+		r, err := pod.Rollback(ctx, 1, gen)
+		hit = f.arm(0)
 		kinds[hit]++
-		if err != nil {
-			if !errors.Is(err, ErrLost) && !errors.Is(err, unix.EIO) {
-				t.Fatalf("call %d (%s): %v", n, hit, err)
-			}
-			if errors.Is(err, ErrLost) != (r != nil && len(r.LostRanks) == 1) {
-				t.Fatalf("call %d (%s): %v but lost ranks %v", n, hit, err, r)
-			}
-			st, serr := proc.ReadStatus(p.pid())
-			if serr != nil || st.State != 't' {
-				t.Fatalf("call %d (%s): a rank that was not put back runs: %+v, %v", n, hit, st, serr)
-			}
+		if err == nil {
+			whole++
+		} else {
+			wantLost(t, p, n, hit, r, err)
 			// Nothing is lost for good as long as it is frozen: a second
 			// attempt succeeds.
-			if _, err = pod.Rollback(ctx, 1, 2); err != nil {
+			gen++
+			if _, err = pod.Rollback(ctx, 1, gen); err != nil {
 				t.Fatalf("call %d (%s): second attempt: %v", n, hit, err)
 			}
-		} else {
-			whole++
 		}
 		if _, err := pod.Release(ctx); err != nil {
 			t.Fatalf("call %d (%s): release: %v", n, hit, err)
 		}
-		p.wait()
-		b, rerr := os.ReadFile(out)
-		if rerr != nil {
-			t.Fatal(rerr)
-		}
-		if string(b) != want {
-			t.Fatalf("call %d (%s): output differs from an undisturbed run", n, hit)
-		}
-		if hit == "" {
-			break
-		}
+		runsFree(t, p.pid(), hit)
 	}
-	t.Logf("%d rollbacks in spite of a failure, failed %v", whole, kinds)
+	t.Logf("%d calls, %d rollbacks in spite of a failure, failed %v", n, whole, kinds)
+	p.wait()
+	b, err := os.ReadFile(out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(b) != want {
+		t.Fatal("output differs from an undisturbed run")
+	}
+}
+
+// wantLost checks how a rollback reports that call n failed.
+func wantLost(t *testing.T, p *program, n int, hit string, r *Report, err error) {
+	t.Helper()
+	if !errors.Is(err, ErrLost) && !errors.Is(err, unix.EIO) {
+		t.Fatalf("call %d (%s): %v", n, hit, err)
+	}
+	if errors.Is(err, ErrLost) != (r != nil && len(r.LostRanks) == 1) {
+		t.Fatalf("call %d (%s): %v but lost ranks %v", n, hit, err, r)
+	}
+	st, serr := proc.ReadStatus(p.pid())
+	if serr != nil || st.State != 't' {
+		t.Fatalf("call %d (%s): a rank that was not put back runs: %+v, %v", n, hit, st, serr)
+	}
 }

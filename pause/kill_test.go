@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"testing"
+	"time"
 
 	"github.com/rs/zerolog"
 
@@ -15,14 +16,15 @@ import (
 )
 
 // TestTracerVictim is the tracer that TestTracerKilled kills: it checkpoints
-// the process of the environment for ever; it says "idle" between the rounds
-// and "frozen" when a round is captured, and waits for a line.
+// the process of the environment for ever; it says "idle" between the rounds,
+// "frozen" when a round is captured and "copying" when the program runs again,
+// and waits for a line.
 func TestTracerVictim(t *testing.T) {
 	pid, err := strconv.Atoi(os.Getenv("PAUSE_VICTIM_PID"))
 	if err != nil {
 		t.Skip("only run by TestTracerKilled")
 	}
-	pod := New(Config{Job: 1, Log: zerolog.Nop()})
+	pod := New(Config{Job: 1, Backing: Backing(os.Getenv("PAUSE_VICTIM_BACKING")), Log: zerolog.Nop()})
 	var x External
 	if _, err := fmt.Sscan(os.Getenv("PAUSE_VICTIM_STDOUT"), &x.Dev, &x.Ino); err != nil {
 		t.Fatal(err)
@@ -51,21 +53,29 @@ func TestTracerVictim(t *testing.T) {
 			fmt.Println("error", err)
 			return
 		}
+		wait("copying")
 	}
 }
 
-// TestTracerKilled kills the tracer again and again, between rounds and while
-// the program is frozen: the program runs on.
+// TestTracerKilled kills the tracer again and again, between rounds, while the
+// program is frozen, and while memory is copied from a fork of it: the program
+// runs on, and nothing else does.
 func TestTracerKilled(t *testing.T) {
 	exe := build(t, "mix")
+	for _, b := range []Backing{BackingCopy, BackingFork} {
+		t.Run(string(b), func(t *testing.T) { killTracers(t, exe, b) })
+	}
+}
+
+func killTracers(t *testing.T, exe string, backing Backing) {
 	const steps = "2000"
 	want := reference(t, exe, steps)
 	out := filepath.Join(t.TempDir(), "out")
 	p := start(t, exe, out, steps)
-	for i := range 12 {
+	for i := range 9 {
 		cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestTracerVictim$")
 		cmd.Env = append(os.Environ(), "PAUSE_VICTIM_PID="+strconv.Itoa(p.pid()),
-			fmt.Sprintf("PAUSE_VICTIM_STDOUT=%d %d", p.ext[0].Dev, p.ext[0].Ino))
+			fmt.Sprintf("PAUSE_VICTIM_STDOUT=%d %d", p.ext[0].Dev, p.ext[0].Ino), "PAUSE_VICTIM_BACKING="+string(backing))
 		r, err := cmd.StdoutPipe()
 		if err != nil {
 			t.Fatal(err)
@@ -77,14 +87,14 @@ func TestTracerKilled(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		rounds := i / 2
+		rounds := i / 3
 		sc := bufio.NewScanner(r)
 		for sc.Scan() {
 			word := sc.Text()
 			if len(word) > 5 && word[:5] == "error" {
 				t.Fatalf("tracer: %s", word)
 			}
-			if word == []string{"idle", "frozen"}[i%2] {
+			if word == []string{"idle", "frozen", "copying"}[i%3] {
 				if rounds--; rounds < 0 {
 					break
 				}
@@ -94,6 +104,15 @@ func TestTracerKilled(t *testing.T) {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 		runsFree(t, p.pid(), "after the tracer was killed")
+		for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+			left := copies(t, p)
+			if len(left) == 0 {
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("round %d: copies outlive their tracer: %v", i, left)
+			}
+		}
 	}
 	p.wait()
 	b, err := os.ReadFile(out)

@@ -46,7 +46,7 @@ func measure(t *testing.T, pid int) footprint {
 	return f
 }
 
-// TestNoLeak repeats checkpoints and rollbacks many times. LEAK_CYCLES sets how
+// TestNoLeak repeats checkpoints, of both backings, and rollbacks many times. LEAK_CYCLES sets how
 // many; 1,000 take some minutes.
 func TestNoLeak(t *testing.T) {
 	cycles := 60
@@ -58,6 +58,7 @@ func TestNoLeak(t *testing.T) {
 	var before footprint
 	for e := job.Epoch(1); e <= job.Epoch(cycles); e++ {
 		ctx := testCtx(t)
+		pod.cfg.Backing = []Backing{BackingFork, BackingCopy}[e/2%2]
 		if _, err := capture(ctx, pod, e); err != nil {
 			t.Fatal(err)
 		}
@@ -92,6 +93,9 @@ func TestNoLeak(t *testing.T) {
 		after.progThreads > before.progThreads+1 || after.progMaps > before.progMaps+24 ||
 		after.rss > before.rss+64<<20 {
 		t.Errorf("grew from %+v to %+v", before, after)
+	}
+	if left := copies(t, p); len(left) > 0 {
+		t.Errorf("copies are left: %v", left)
 	}
 	kids, err := proc.Children(p.pid())
 	if err != nil || len(kids) != 0 {

@@ -26,7 +26,7 @@ import (
 // It makes the tests the reaper of orphans, which not every pid 1 of a container
 // is: the copies that forks make are orphans.
 func TestMain(m *testing.M) {
-	_ = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) // else they are looked for in vain, no more
+	_ = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)    // else they are looked for in vain, no more
 	_ = unix.CloseRange(3, ^uint(0), unix.CLOSE_RANGE_CLOEXEC) // older kernels: nothing was inherited, hopefully
 	os.Exit(m.Run())
 }
