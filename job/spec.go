@@ -51,12 +51,13 @@ type Spec struct {
 	Hosts  []HostSlots `json:"hosts,omitempty"`  // empty = every compute node
 	Spares int         `json:"spares,omitempty"` // spares wanted, 0 = what the pool has
 
-	CkptInterval time.Duration `json:"ckpt_interval_ns"` // 0 = off
-	OnFailure    string        `json:"on_failure"`       // OnFailure*
-	NoSpare      string        `json:"no_spare"`         // NoSpare*
-	Replicas     int           `json:"replicas"`         // K >= 1, default 2
-	Files        string        `json:"files"`            // truncate|seek|verify|save
-	Output       string        `json:"output"`           // Output*
+	CkptInterval time.Duration `json:"ckpt_interval_ns"`  // 0 = off
+	OnFailure    string        `json:"on_failure"`        // OnFailure*
+	NoSpare      string        `json:"no_spare"`          // NoSpare*
+	Replicas     int           `json:"replicas"`          // K >= 1, default 2
+	Files        string        `json:"files"`             // truncate|seek|verify|save
+	Backing      string        `json:"backing,omitempty"` // auto|copy|fork, empty = auto: when a checkpoint copies memory
+	Output       string        `json:"output"`            // Output*
 	CrashRetries int           `json:"crash_retries"`
 	Preflight    bool          `json:"preflight,omitempty"`
 }
@@ -121,6 +122,7 @@ func (s *Spec) Validate() error {
 		{"no-spare", s.NoSpare, []string{NoSpareWait, NoSpareShare, NoSpareAbort}},
 		{"output", s.Output, []string{OutputLive, OutputCommitted}},
 		{"files", s.Files, []string{"truncate", "seek", "verify", "save"}},
+		{"backing", s.Backing, []string{"", "auto", "copy", "fork"}},
 	} {
 		if !oneOf(w.got, w.want) {
 			return fmt.Errorf("%s %q: not one of %v", w.name, w.got, w.want)

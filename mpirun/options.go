@@ -45,6 +45,7 @@ type options struct {
 	noSpare      string
 	replicas     int
 	files        string
+	backing      string
 	output       string
 	crashRetries int
 	preflight    bool
@@ -162,6 +163,9 @@ func lamOptions() []option {
 		})},
 		{names: []string{"files"}, values: []string{"truncate|seek|verify|save"}, env: "LAM_FILES", help: "what a rollback does to the program's files (default truncate)", set: one(func(o *options, v string) error {
 			return word(&o.files, v, "truncate", "seek", "verify", "save")
+		})},
+		{names: []string{"backing"}, values: []string{"auto|copy|fork"}, env: "LAM_BACKING", help: "copy memory while the ranks are stopped, or from a fork while they run (default auto)", set: one(func(o *options, v string) error {
+			return word(&o.backing, v, "auto", "copy", "fork")
 		})},
 		{names: []string{"output"}, values: []string{"live|committed"}, env: "LAM_OUTPUT", help: "print output at once, or exactly once: with the checkpoint that covers it (default live)", set: one(func(o *options, v string) error {
 			return word(&o.output, v, job.OutputLive, job.OutputCommitted)

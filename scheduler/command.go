@@ -130,6 +130,7 @@ type Commit struct {
 	SetDigest   string             `json:"set_digest"`
 	StallMS     float64            `json:"stall_ms"`
 	TimesMS     map[string]float64 `json:"times_ms,omitempty"`
+	Backing     string             `json:"backing,omitempty"` // how memory was kept, and why: for the event
 }
 
 // Abandon gives up an open epoch.

@@ -67,6 +67,9 @@ func (t *txn) commit(c *Commit) *Refusal {
 	for k, v := range c.TimesMS {
 		data[k+"_ms"] = v
 	}
+	if c.Backing != "" {
+		data["backing"] = c.Backing
+	}
 	t.event(Event{Name: "checkpoint.committed", Job: j.ID, Epoch: c.Epoch, Data: data})
 	t.changed(j.ID)
 	return nil

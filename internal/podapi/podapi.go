@@ -127,6 +127,7 @@ type PhaseReply struct {
 	Obstacles []string           `json:"obstacles,omitempty"`
 	TimesMS   map[string]float64 `json:"times_ms,omitempty"` // phase parts, for the bill
 	Bytes     int64              `json:"bytes,omitempty"`
+	Backing   string             `json:"backing,omitempty"`    // CaptureRecv: how the memory was kept, and why
 	LostRanks []job.Rank         `json:"lost_ranks,omitempty"` // ranks that could not be put back: to be restored as lost
 	Notes     []string           `json:"notes,omitempty"`      // Rollback, Restore: what is not as it was, such as files that were overwritten
 	Exits     []job.Exit         `json:"exits,omitempty"`      // Release: ranks that had ended before the epoch was taken

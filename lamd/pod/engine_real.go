@@ -41,11 +41,15 @@ func newEngine(s *supervisor) (engine, error) {
 	if err != nil {
 		return nil, err
 	}
+	backing, err := pause.ParseBacking(s.spec.Spec.Backing)
+	if err != nil {
+		return nil, errors.Join(err, images.Close())
+	}
 	streams := stream.New(kernel.New(nil), -1, s.log)
 	return &liveEngine{
 		pod: pause.New(pause.Config{
 			Job: s.spec.Job, Pod: s.spec.Placement.Pod, Node: s.spec.Node, Incarnation: s.spec.Incarnation,
-			Streams: streams, Files: s.spec.Spec.Files, Log: s.log,
+			Streams: streams, Files: s.spec.Spec.Files, Backing: backing, Log: s.log,
 		}),
 		streams: streams, images: images, index: s.spec.Placement.Pod, files: s.spec.Spec.Files, log: s.log, seed: s.startSeed,
 	}, nil
@@ -78,7 +82,7 @@ func (e *liveEngine) setRanks(ranks []member) error {
 func outcome(r *pause.Report, err error) (podapi.PhaseReply, error) {
 	var out podapi.PhaseReply
 	if r != nil {
-		out = podapi.PhaseReply{Marks: r.Marks, TimesMS: r.TimesMS, Bytes: r.Bytes, LostRanks: r.LostRanks, Obstacles: r.Obstacles, Notes: r.Notes}
+		out = podapi.PhaseReply{Marks: r.Marks, TimesMS: r.TimesMS, Bytes: r.Bytes, Backing: r.Backing, LostRanks: r.LostRanks, Obstacles: r.Obstacles, Notes: r.Notes}
 	}
 	var no *pause.Refusal
 	var flow *stream.Refusal

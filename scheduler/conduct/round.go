@@ -32,6 +32,8 @@ type round struct {
 	times   map[string]float64
 	stallMS float64
 	bytes   int64
+	backing string // how the pod with the most memory kept it
+	kept    int64  // how much that was
 	verbs   []Verb // that wait for it
 }
 
@@ -149,6 +151,9 @@ func (c *conductor) freeze(r *round) {
 		}, func() {
 			c.step(r, podapi.OpCaptureRecv, c.l.cfg.FreezeMax, nil, func(p job.PodIndex, rep *podapi.PhaseReply) {
 				r.marks[p] = mergeMarks(r.marks[p], rep.Marks)
+				if rep.Bytes > r.kept {
+					r.backing, r.kept = rep.Backing, rep.Bytes
+				}
 			}, func() { c.resume(r, start) })
 		})
 	})
@@ -221,6 +226,7 @@ func (c *conductor) imageDone(r *round) {
 	r.times["write"] = ms(c.l.now - r.wrote)
 	cmd := scheduler.Commit{
 		Job: c.id, Incarnation: c.inc, Epoch: r.epoch, StallMS: r.stallMS, TimesMS: r.times,
+		Backing: r.backing,
 	}
 	digests := map[job.PodIndex]string{}
 	for p := range c.j.Pods {
