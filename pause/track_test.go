@@ -31,7 +31,7 @@ func TestTrackedCopies(t *testing.T) {
 				c.args[0] = filepath.Join(t.TempDir(), "out")
 			}
 			p := start(t, build(t, c.name), c.args...)
-			pod, dir := newPod(t, nil, p)
+			pod, dir := newPodBacked(t, nil, BackingCopy, p) // TestForkedCopies does it for forks
 			rnd := rand.New(rand.NewPCG(1, 1))
 			for e := job.Epoch(1); e <= 12; e++ {
 				ctx := testCtx(t)
