@@ -2,13 +2,11 @@ package lamd
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
 	"time"
 
-	"github.com/lampause/lampause/image"
 	"github.com/lampause/lampause/internal/control"
 	"github.com/lampause/lampause/internal/podapi"
 	"github.com/lampause/lampause/job"
@@ -24,8 +22,8 @@ type actor struct {
 	fan     *fanout // nil: every pod is asked by a request of its own
 }
 
-// batch takes the calls that go through the tree out of the actions of a step.
-func (a *actor) batch(acts []conduct.Action) ([]conduct.Action, [][]conduct.Call) {
+// batch takes the actions that go through the tree out of those of a step.
+func (a *actor) batch(acts []conduct.Action) ([]conduct.Action, [][]conduct.Action) {
 	if a == nil {
 		return acts, nil
 	}
@@ -42,7 +40,7 @@ func (a *actor) do(ctx context.Context, act conduct.Action) conduct.Done {
 			return a.peers.call(ctx, act.Node, http.MethodPost, "/v1/node/start", act.Spec, nil)
 		})
 	case conduct.KillPod:
-		r := killRequest{Job: act.Job, Pod: act.Pod, UpTo: act.UpTo, Drain: act.Drain}
+		r := killOf(act)
 		return a.timed(ctx, act.Ref, act.Timeout, func(ctx context.Context) error {
 			return a.peers.call(ctx, act.Node, http.MethodPost, "/v1/node/kill", r, nil)
 		})
@@ -103,7 +101,7 @@ func (a *actor) phase(ctx context.Context, act conduct.Call) conduct.Done {
 
 // copy makes a node hold an image.
 func (a *actor) copy(ctx context.Context, act conduct.Copy) conduct.Done {
-	r := copyRequest{Job: act.Job, Epoch: act.Epoch, Pod: act.Pod, From: act.From, Written: act.Written, Urgent: act.Urgent}
+	r := copyOf(act)
 	var out copyReply
 	d := a.timed(ctx, act.Ref, act.Timeout, func(ctx context.Context) error {
 		return a.peers.call(ctx, act.To, http.MethodPost, "/v1/node/copy", r, &out)
@@ -126,20 +124,12 @@ func copyDone(d conduct.Done, r copyRequest, out copyReply) conduct.Done {
 	return d
 }
 
-// seal makes the COMMITTED record out of the replicated one.
+// seal makes a holder write the COMMITTED record.
 func (a *actor) seal(ctx context.Context, act conduct.Seal) error {
-	record, err := json.Marshal(act.Job)
+	r, err := sealOf(act)
 	if err != nil {
-		return fmt.Errorf("encode job record: %w", err)
+		return err
 	}
-	digests := make(map[job.PodIndex]string, len(act.Epoch.Images))
-	for _, im := range act.Epoch.Images {
-		digests[im.Pod] = im.Written.Digest
-	}
-	r := sealRequest{Commit: image.Commit{
-		Job: act.Job.ID, Epoch: act.Epoch.Epoch, RaftIndex: act.Epoch.Index,
-		SetDigest: image.SetDigest(digests), Pods: digests, Record: record,
-	}}
 	return a.peers.call(ctx, act.Node, http.MethodPost, "/v1/node/seal", r, nil)
 }
 

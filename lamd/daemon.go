@@ -41,6 +41,7 @@ type Daemon struct {
 	news    *news
 	finder  *leaderFinder
 	fan     *fanout
+	node    *nodeAPI
 
 	mu      sync.Mutex // guards below
 	leading *lead
@@ -167,7 +168,14 @@ func newDaemon(cfg Config, log zerolog.Logger) (*Daemon, error) {
 		return nil, fmt.Errorf("lamd: %w", err)
 	}
 	d.pods = newPods(cfg.podsDir(), pod.Starter{Exe: cfg.Exe}, linker{d.nodeLink}, component(log, "pods"))
-	d.fan = &fanout{self: cfg.Node, local: d.pods, link: &httpTree{peers: d.peers}, log: component(log, "tree")}
+	d.node = &nodeAPI{
+		self: cfg.Node, boot: cfg.Boot, pods: d.pods, store: d.store, peers: d.peers, log: component(log, "node-api"),
+		archive: &archive{dir: filepath.Join(cfg.RuntimeDir, "ended")},
+		stateOf: func(id job.ID) string { return filepath.Join(cfg.imagesDir(), id.String()) },
+		tmpOf:   func(id job.ID) string { return filepath.Join(cfg.RuntimeDir, "tmp", id.String()) },
+	}
+	d.fan = &fanout{self: cfg.Node, local: d.node, link: &httpTree{peers: d.peers}, log: component(log, "tree")}
+	d.node.fan = d.fan
 	d.finder = &leaderFinder{self: cfg.Node, told: func() bool { return d.sched.Leader().Node != "" }, nodes: d.knownNodes, peers: d.peers}
 	d.agent = &agent{node: cfg.Node, boot: cfg.Boot, pods: d.pods, leader: d.leader, peers: d.peers, log: component(log, "agent")}
 	if d.members, err = membership.New(d.membershipConfig()); err != nil {
@@ -308,13 +316,6 @@ func (d *Daemon) lead() *lead {
 
 // serve runs both servers.
 func (d *Daemon) serve(ctx context.Context) error {
-	node := &nodeAPI{
-		self: d.cfg.Node, boot: d.cfg.Boot, pods: d.pods, store: d.store, peers: d.peers, log: component(d.log, "node-api"),
-		fan:     d.fan,
-		archive: &archive{dir: filepath.Join(d.cfg.RuntimeDir, "ended")},
-		stateOf: func(id job.ID) string { return filepath.Join(d.cfg.imagesDir(), id.String()) },
-		tmpOf:   func(id job.ID) string { return filepath.Join(d.cfg.RuntimeDir, "tmp", id.String()) },
-	}
 	leads := &leaderAPI{lead: d.lead, state: d.sched.State, confirm: d.confirm, apply: d.applyHere}
 	jobs := &jobsAPI{
 		lead: d.lead, state: d.sched.State, changed: d.news.after, apply: d.applyHere,
@@ -322,7 +323,7 @@ func (d *Daemon) serve(ctx context.Context) error {
 	}
 	handlers := jobs.routes()
 	tcp := http.NewServeMux()
-	node.routes(tcp)
+	d.node.routes(tcp)
 	leads.routes(tcp)
 	tcp.HandleFunc("GET /v1/leader", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, d.sched.Leader().Node) })
 	tcp.Handle("/v1/control/", d.whileLeading(fromPeer(handlers)))

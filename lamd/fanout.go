@@ -18,26 +18,20 @@ import (
 	"github.com/lampause/lampause/scheduler/conduct"
 )
 
-// treePhase is the kind of messages that carry an op to the pods of a job.
-const treePhase = "phase"
+// treeOps is the kind of messages that carry what nodes are asked to do.
+const treeOps = "ops"
 
-// fanout carries an op to many nodes along a tree whose root is the leader:
-// each node passes the message on to its children, does its own part, and
-// answers for its subtree. Jobs on few nodes are not its business. It is safe
+// fanout carries what many nodes are asked to do along a tree whose root is the
+// leader: each node passes the message on to its children, does its own part,
+// and answers for its subtree. Jobs on few nodes are not its business. It is safe
 // for concurrent use and keeps no state but the number of the last message.
 type fanout struct {
 	self  job.NodeID
 	arity int // jobs on more nodes than that go through the tree; 0 = tree.Arity
-	local phaser
+	local performer
 	link  treeLink
 	log   zerolog.Logger
 	last  atomic.Uint64
-}
-
-// phaser does an op at a pod of this node. The status is an HTTP status, with a
-// reply unless there is an error.
-type phaser interface {
-	phase(context.Context, job.ID, podapi.PhaseRequest) (*podapi.PhaseReply, int, error)
 }
 
 // treeLink takes a message to another node, where fanout.relay works on it, and
@@ -53,112 +47,114 @@ type treeRequest struct {
 	TimeoutMS int64        `json:"timeout_ms"`
 }
 
-// treeDone answers a treePart.
-type treeDone struct {
-	Ref    conduct.Ref        `json:"ref"`
-	Status int                `json:"status"` // HTTP
-	Reply  *podapi.PhaseReply `json:"reply,omitempty"`
-	Error  string             `json:"error,omitempty"` // there is no reply: the pod could not be asked
-}
-
-// treeKey tells which calls of a step may travel together.
+// treeKey tells which actions of a step may travel together.
 type treeKey struct {
 	job     job.ID
-	op      podapi.Op
+	kind    treeKind
+	op      podapi.Op // of a phase
 	timeout time.Duration
 }
 
-// split takes the calls that are to go through the tree out of the actions of
-// one step; the rest remains. A nil fanout takes none, nor is OpWrite taken:
-// what follows a pod's write does not wait for the others.
-func (f *fanout) split(acts []conduct.Action) (rest []conduct.Action, batches [][]conduct.Call) {
+func keyOf(a treeAsk) treeKey {
+	k := treeKey{job: a.job, kind: a.kind, timeout: a.timeout}
+	if q, ok := a.body.(podapi.PhaseRequest); ok {
+		k.op = q.Op
+	}
+	return k
+}
+
+// split takes the actions that are to go through the tree out of those of one
+// step; the rest remains. A nil fanout takes none.
+func (f *fanout) split(acts []conduct.Action) (rest []conduct.Action, batches [][]conduct.Action) {
 	if f == nil || len(acts) <= f.width() {
 		return acts, nil
 	}
-	groups := map[treeKey][]conduct.Call{}
+	groups := map[treeKey][]conduct.Action{}
 	on := map[treeKey]map[job.NodeID]bool{}
+	var order []treeKey
 	for _, a := range acts {
-		c, ok := a.(conduct.Call)
+		ask, ok := askOf(a)
 		if !ok {
+			rest = append(rest, a)
 			continue
 		}
-		k := keyOf(c)
-		groups[k] = append(groups[k], c)
+		k := keyOf(ask)
 		if on[k] == nil {
 			on[k] = map[job.NodeID]bool{}
+			order = append(order, k)
 		}
-		on[k][c.Node] = true
+		groups[k] = append(groups[k], a)
+		on[k][ask.node] = true
 	}
-	wide := func(k treeKey) bool { return k.op != podapi.OpWrite && len(on[k]) > f.width() }
-	for _, a := range acts {
-		if c, ok := a.(conduct.Call); !ok || !wide(keyOf(c)) {
-			rest = append(rest, a)
-		}
-	}
-	for k, calls := range groups {
-		if wide(k) {
-			batches = append(batches, calls)
+	for _, k := range order {
+		if len(on[k]) > f.width() {
+			batches = append(batches, groups[k])
+		} else {
+			rest = append(rest, groups[k]...)
 		}
 	}
 	return rest, batches
 }
-
-func keyOf(c conduct.Call) treeKey { return treeKey{c.Job, c.Request.Op, c.Timeout} }
 
 func (f *fanout) width() int { return cmp.Or(f.arity, tree.Arity) }
 
 // call sends a batch that split made, and returns a Done for every call of it.
 // It returns when the last node has answered or was given up, at the latest
 // when the calls' time is over.
-func (f *fanout) call(ctx context.Context, calls []conduct.Call) []conduct.Done {
+func (f *fanout) call(ctx context.Context, acts []conduct.Action) []conduct.Done {
 	start := time.Now()
-	ctx, cancel := context.WithTimeout(ctx, calls[0].Timeout)
+	asks := make([]treeAsk, len(acts))
+	for i, a := range acts {
+		asks[i], _ = askOf(a) // split took only those that have one
+	}
+	ctx, cancel := context.WithTimeout(ctx, asks[0].timeout)
 	defer cancel()
-	reply, err := f.broadcast(ctx, calls)
-	answered := map[conduct.Ref]conduct.Done{}
+	reply, err := f.broadcast(ctx, asks)
+	answered := map[conduct.Ref]treeDone{}
 	for node, a := range reply.Answers {
 		if d, derr := donesOf(a); derr != nil {
 			f.log.Error().Err(derr).Str("to", string(node)).Msg("answer through the tree")
 		} else {
 			for _, one := range d {
-				answered[one.Ref] = phaseDone(one.Ref, one.Reply, one.Status, one.err())
+				answered[one.Ref] = one
 			}
 		}
 	}
-	out := make([]conduct.Done, 0, len(calls))
-	for _, c := range calls {
-		d, ok := answered[c.Ref]
-		if !ok {
-			text := fmt.Sprintf("node %s was not reached through the tree", c.Node)
-			if err != nil {
-				text = err.Error()
-			}
-			d = conduct.Done{Ref: c.Ref, Failure: &conduct.Failure{Kind: conduct.Unreachable, Text: text}}
+	out := make([]conduct.Done, 0, len(acts))
+	for i, ask := range asks {
+		if d, ok := answered[ask.ref]; ok {
+			out = append(out, doneOf(acts[i], d))
+			continue
 		}
-		out = append(out, d)
+		text := fmt.Sprintf("node %s was not reached through the tree", ask.node)
+		if err != nil {
+			text = err.Error()
+		}
+		out = append(out, conduct.Done{Ref: ask.ref, Failure: &conduct.Failure{Kind: conduct.Unreachable, Text: text}})
 	}
-	f.log.Debug().Err(err).Uint64("job", uint64(calls[0].Job)).Str("op", string(calls[0].Request.Op)).
-		Uint64("epoch", uint64(calls[0].Request.Epoch)).Int("pods", len(calls)).Int("answered", len(answered)).
-		Int("missing", len(reply.Missing)).Dur("dur_ms", time.Since(start)).Msg("op went through the tree")
+	k := keyOf(asks[0])
+	f.log.Debug().Err(err).Uint64("job", uint64(k.job)).Str("kind", string(k.kind)).Str("op", string(k.op)).
+		Int("parts", len(asks)).Int("answered", len(answered)).
+		Int("missing", len(reply.Missing)).Dur("dur_ms", time.Since(start)).Msg("went through the tree")
 	return out
 }
 
-// broadcast sends the calls along the tree of their nodes, this one first.
-func (f *fanout) broadcast(ctx context.Context, calls []conduct.Call) (tree.Reply, error) {
+// broadcast sends what is asked along the tree of the nodes, this one first.
+func (f *fanout) broadcast(ctx context.Context, asks []treeAsk) (tree.Reply, error) {
 	nodes := []job.NodeID{f.self}
-	for _, c := range calls {
-		if c.Node != f.self {
-			nodes = append(nodes, c.Node)
+	for _, a := range asks {
+		if a.node != f.self {
+			nodes = append(nodes, a.node)
 		}
 	}
 	slices.Sort(nodes[1:])
 	nodes = slices.Compact(nodes)
-	payload, err := packCalls(calls)
+	payload, err := packAsks(asks)
 	if err != nil {
 		return tree.Reply{}, err
 	}
 	v := tree.View{Nodes: nodes, Arity: f.width()}
-	return tree.Broadcast(ctx, f, f.perform, v, f.self, f.last.Add(1), treePhase, payload)
+	return tree.Broadcast(ctx, f, f.perform, v, f.self, f.last.Add(1), treeOps, payload)
 }
 
 // relay works on a message of another node: it does this node's part, passes
@@ -196,9 +192,9 @@ func (f *fanout) Send(ctx context.Context, to job.NodeID, m tree.Message) (tree.
 	return r, err
 }
 
-// perform is the handler of messages: this node's part, its pods in parallel.
+// perform is the handler of messages: what this node is asked for, in parallel.
 func (f *fanout) perform(ctx context.Context, m tree.Message) (json.RawMessage, error) {
-	if m.Kind != treePhase {
+	if m.Kind != treeOps {
 		return nil, fmt.Errorf("message of kind %q", m.Kind)
 	}
 	parts, err := unpackParts(m.Payload, f.self)
@@ -211,12 +207,15 @@ func (f *fanout) perform(ctx context.Context, m tree.Message) (json.RawMessage, 
 }
 
 func (f *fanout) performOne(ctx context.Context, p treePart) treeDone {
-	reply, status, err := f.local.phase(ctx, p.Job, p.Request)
-	d := treeDone{Ref: p.Ref, Status: status, Reply: reply}
+	reply, status, err := f.local.perform(ctx, p)
 	if err != nil {
-		d.Status, d.Reply, d.Error = statusOf(err), nil, err.Error()
+		return errorDone(p.Ref, err)
 	}
-	return d
+	b, err := json.Marshal(reply)
+	if err != nil {
+		return errorDone(p.Ref, fmt.Errorf("encode answer: %w", err))
+	}
+	return treeDone{Ref: p.Ref, Status: status, Reply: b}
 }
 
 // donesOf decodes one node's answer.

@@ -20,6 +20,7 @@ import (
 	"github.com/lampause/lampause/internal/podapi"
 	"github.com/lampause/lampause/job"
 	"github.com/lampause/lampause/membership/tree"
+	"github.com/lampause/lampause/scheduler"
 	"github.com/lampause/lampause/scheduler/conduct"
 )
 
@@ -30,13 +31,15 @@ type forest struct {
 	all    map[job.NodeID]*fanout
 	dead   map[job.NodeID]bool
 	phases map[job.NodeID]func(context.Context) (*podapi.PhaseReply, int, error)
+	// perform, when set, answers everything.
+	perform func(context.Context, job.NodeID, treePart) (any, int, error)
 
 	mu    sync.Mutex // guards below
 	asked map[job.NodeID]int
 	heard map[job.NodeID]int // largest number of parts in a message
 }
 
-// member is one node's link and phaser.
+// member is one node's link and performer.
 type member struct {
 	f  *forest
 	id job.NodeID
@@ -58,11 +61,15 @@ func (m member) send(ctx context.Context, to job.NodeID, in treeRequest) (tree.R
 	return m.f.all[to].relay(ctx, in)
 }
 
-func (m member) phase(ctx context.Context, id job.ID, in podapi.PhaseRequest) (*podapi.PhaseReply, int, error) {
+func (m member) perform(ctx context.Context, p treePart) (any, int, error) {
 	m.f.mu.Lock()
 	m.f.asked[m.id]++
 	m.f.mu.Unlock()
-	if id != 7 || in.Op != podapi.OpFreeze {
+	if m.f.perform != nil {
+		return m.f.perform(ctx, m.id, p)
+	}
+	var in podapi.PhaseRequest
+	if err := json.Unmarshal(p.Body, &in); err != nil || p.Kind != treePhase || p.Job != 7 || in.Op != podapi.OpFreeze {
 		return nil, 0, notFound("no such pod")
 	}
 	if do := m.f.phases[m.id]; do != nil {
@@ -86,8 +93,8 @@ func newForest(n, arity int, log zerolog.Logger) *forest {
 }
 
 // freezes is one call per node, Ref 100 and up.
-func freezes(n int, timeout time.Duration) []conduct.Call {
-	var out []conduct.Call
+func freezes(n int, timeout time.Duration) []conduct.Action {
+	var out []conduct.Action
 	for i := range n {
 		out = append(out, conduct.Call{
 			Ref: conduct.Ref(100 + i), Job: 7, Pod: job.PodIndex(i), Node: nodeName(i), Timeout: timeout,
@@ -97,9 +104,19 @@ func freezes(n int, timeout time.Duration) []conduct.Call {
 	return out
 }
 
+// callIn returns an action that is a call.
+func callIn(t *testing.T, act conduct.Action) conduct.Call {
+	t.Helper()
+	c, ok := act.(conduct.Call)
+	if !ok {
+		t.Fatalf("action of type %T", act)
+	}
+	return c
+}
+
 // outcomes checks that every call has one Done, and returns them by node. A
 // success must be the node's own.
-func outcomes(t *testing.T, calls []conduct.Call, dones []conduct.Done) map[job.NodeID]*conduct.Failure {
+func outcomes(t *testing.T, calls []conduct.Action, dones []conduct.Done) map[job.NodeID]*conduct.Failure {
 	t.Helper()
 	if len(dones) != len(calls) {
 		t.Errorf("%d answers to %d calls", len(dones), len(calls))
@@ -109,7 +126,8 @@ func outcomes(t *testing.T, calls []conduct.Call, dones []conduct.Done) map[job.
 		byRef[d.Ref] = d
 	}
 	out := map[job.NodeID]*conduct.Failure{}
-	for _, c := range calls {
+	for _, act := range calls {
+		c := callIn(t, act)
 		d, ok := byRef[c.Ref]
 		if !ok {
 			t.Errorf("no answer of %s", c.Node)
@@ -226,10 +244,11 @@ func TestFanoutEndsWithTheTerm(t *testing.T) {
 
 func TestFanoutTakesOnlyWideOps(t *testing.T) {
 	of := func(op podapi.Op, n int) []conduct.Action {
-		var out []conduct.Action
-		for _, c := range freezes(n, time.Second) {
+		out := freezes(n, time.Second)
+		for i := range out {
+			c := callIn(t, out[i])
 			c.Request.Op = op
-			out = append(out, c)
+			out[i] = c
 		}
 		return out
 	}
@@ -245,7 +264,7 @@ func TestFanoutTakesOnlyWideOps(t *testing.T) {
 		"small arity":       {&fanout{arity: 2}, of(podapi.OpResume, 3), []int{3}},
 		"writes":            {&fanout{}, of(podapi.OpWrite, 40), nil},
 		"different ops":     {&fanout{}, append(of(podapi.OpStop, 12), of(podapi.OpRestore, 12)...), nil},
-		"among other kinds": {&fanout{}, append(of(podapi.OpCommit, 18), conduct.Drop{}, conduct.Seal{}), []int{18}},
+		"among other kinds": {&fanout{}, append(of(podapi.OpCommit, 18), conduct.Drop{}, conduct.Seal{Job: &scheduler.Job{}}), []int{18}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			rest, batches := c.f.split(c.acts)
@@ -260,8 +279,8 @@ func TestFanoutTakesOnlyWideOps(t *testing.T) {
 			}
 		})
 	}
-	together := append(of(podapi.OpFreeze, 17), freezesOn("n00", 17)...)
-	if rest, batches := (&fanout{}).split(freezesOn("n00", 17)); len(rest) != 17 || batches != nil {
+	together := append(of(podapi.OpFreeze, 17), freezesOn(t, "n00", 17)...)
+	if rest, batches := (&fanout{}).split(freezesOn(t, "n00", 17)); len(rest) != 17 || batches != nil {
 		t.Errorf("calls to one node: %d batches", len(batches))
 	}
 	if _, batches := (&fanout{}).split(together); len(batches) != 1 || len(batches[0]) != 17 {
@@ -270,11 +289,13 @@ func TestFanoutTakesOnlyWideOps(t *testing.T) {
 }
 
 // freezesOn is n calls to one node, for another job.
-func freezesOn(node job.NodeID, n int) []conduct.Action {
-	var out []conduct.Action
-	for _, c := range freezes(n, time.Second) {
+func freezesOn(t *testing.T, node job.NodeID, n int) []conduct.Action {
+	t.Helper()
+	out := freezes(n, time.Second)
+	for i := range out {
+		c := callIn(t, out[i])
 		c.Node, c.Job = node, 8
-		out = append(out, c)
+		out[i] = c
 	}
 	return out
 }
@@ -335,7 +356,7 @@ func TestTreeRefusesWhatIsNotForIt(t *testing.T) {
 	mux.HandleFunc("POST /v1/tree", f.all["n01"].serve)
 	h := &httpTree{peers: peersOf(t, nodes{"n01": mux})}
 	for name, m := range map[string]tree.Message{
-		"stranger": {Root: "n00", View: tree.View{Nodes: []job.NodeID{"n00", "n02"}}, Lo: 1, Hi: 2, Kind: treePhase},
+		"stranger": {Root: "n00", View: tree.View{Nodes: []job.NodeID{"n00", "n02"}}, Lo: 1, Hi: 2, Kind: treeOps},
 		"empty":    {},
 	} {
 		if r, err := h.send(testContext(t), "n01", treeRequest{Message: m, TimeoutMS: 1000}); err == nil {
@@ -352,18 +373,24 @@ func TestTreeRefusesWhatIsNotForIt(t *testing.T) {
 // TestCommonPartsTravelOnce: requests come out as they went in, and what all
 // pods are told alike does not multiply.
 func TestCommonPartsTravelOnce(t *testing.T) {
-	calls := freezes(20, time.Second)
-	for i := range calls {
-		r := &calls[i].Request
+	acts := freezes(20, time.Second)
+	asks := make([]treeAsk, len(acts))
+	for i := range acts {
+		c := callIn(t, acts[i])
+		r := &c.Request
 		r.Lost = []job.PodIndex{3}
 		r.Peers = []podapi.Mark{{Rank: job.Rank(i)}}
 		for p := range 20 {
 			r.Book = append(r.Book, job.PodAddress{Pod: job.PodIndex(p), MAC: "02:00:00:00:00:01"})
 			r.Placement = append(r.Placement, job.PodPlacement{Pod: job.PodIndex(p), Ranks: []job.Rank{job.Rank(p)}})
 		}
+		if i == 7 {
+			r.Book = r.Book[1:] // not as the others
+		}
+		acts[i] = c
+		asks[i], _ = askOf(c)
 	}
-	calls[7].Request.Lost = nil // not as the others
-	payload, err := packCalls(calls)
+	payload, err := packAsks(asks)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -371,7 +398,8 @@ func TestCommonPartsTravelOnce(t *testing.T) {
 	if m.Payload, err = prune(m); err != nil {
 		t.Fatal(err)
 	}
-	for i, c := range calls {
+	for i := range acts {
+		c := callIn(t, acts[i])
 		parts, err := unpackParts(m.Payload, c.Node)
 		if err != nil {
 			t.Fatal(err)
@@ -382,12 +410,15 @@ func TestCommonPartsTravelOnce(t *testing.T) {
 			}
 			continue
 		}
-		want := []treePart{{Ref: c.Ref, Job: 7, Request: c.Request, Common: i != 7}}
-		if d := cmp.Diff(want, parts, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); d != "" {
+		var got podapi.PhaseRequest
+		if len(parts) != 1 || parts[0].Ref != c.Ref || parts[0].Job != 7 || parts[0].Kind != treePhase || json.Unmarshal(parts[0].Body, &got) != nil {
+			t.Fatalf("%s: %+v", c.Node, parts)
+		}
+		if d := cmp.Diff(c.Request, got, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); d != "" {
 			t.Errorf("%s (-want +got):\n%s", c.Node, d)
 		}
 	}
-	if n := bytes.Count(payload, []byte(`"mac"`)); n != 40 {
+	if n := bytes.Count(payload, []byte(`"mac"`)); n != 39 {
 		t.Errorf("%d addresses, want the common ones and those of the odd pod", n)
 	}
 }

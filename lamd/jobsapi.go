@@ -247,13 +247,13 @@ func (a *jobsAPI) signal(r *http.Request) (any, error) {
 	if l == nil {
 		return nil, errNotLeading
 	}
-	var errs []error
-	for _, p := range j.Pods {
-		s := podapi.Signal{Header: podapi.Header{Term: l.term, Job: j.ID, Incarnation: j.Incarnation}, Signal: n}
-		ctx, cancel := context.WithTimeout(r.Context(), statusTimeout)
-		errs = append(errs, a.peers.call(ctx, p.Node, http.MethodPost, "/v1/pods/"+j.ID.String()+podapi.PathSignal, s, nil))
-		cancel()
-	}
+	ctx, cancel := context.WithTimeout(r.Context(), statusTimeout)
+	defer cancel()
+	s := podapi.Signal{Header: podapi.Header{Term: l.term, Job: j.ID, Incarnation: j.Incarnation}, Signal: n}
+	errs := make([]error, len(j.Pods))
+	atMost(collectAtOnce, len(j.Pods), func(i int) {
+		errs[i] = a.peers.call(ctx, j.Pods[i].Node, http.MethodPost, "/v1/pods/"+j.ID.String()+podapi.PathSignal, s, nil)
+	})
 	return struct{}{}, errors.Join(errs...)
 }
 

@@ -140,12 +140,12 @@ func (l *lead) end() {
 	}
 }
 
-// carryOut starts every action, calls to many nodes through the tree.
+// carryOut starts every action; what goes to many nodes goes through the tree.
 func (l *lead) carryOut(ctx context.Context, jobs *sync.WaitGroup, acts []conduct.Action) {
 	acts, batches := l.actor.batch(acts)
-	for _, calls := range batches {
+	for _, batch := range batches {
 		jobs.Go(func() {
-			for _, d := range l.actor.fan.call(ctx, calls) {
+			for _, d := range l.actor.fan.call(ctx, batch) {
 				l.event(d)
 			}
 		})

@@ -126,3 +126,10 @@ func mustJSON(t *testing.T, v any) []byte {
 	}
 	return b
 }
+
+func mustParse(t *testing.T, raw []byte, v any) {
+	t.Helper()
+	if err := json.Unmarshal(raw, v); err != nil {
+		t.Fatal(err)
+	}
+}

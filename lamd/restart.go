@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strconv"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/lampause/lampause/image"
 	"github.com/lampause/lampause/internal/control"
 	"github.com/lampause/lampause/job"
@@ -109,19 +111,44 @@ func (a *jobsAPI) restart(r *http.Request) (any, error) {
 // hold: the newest committed epoch (or the one asked for) of which every pod's
 // image is somewhere.
 func (a *jobsAPI) collect(ctx context.Context, st *scheduler.State, id job.ID, want job.Epoch) (scheduler.Job, error) {
-	held := map[job.NodeID][]heldEpoch{}
-	for _, n := range st.AliveNodes() {
-		var h []heldEpoch
-		call, cancel := context.WithTimeout(ctx, statusTimeout)
-		err := a.peers.call(call, n.ID, http.MethodGet, "/v1/node/images/"+id.String(), nil, &h)
-		cancel()
+	ctx, cancel := context.WithTimeout(ctx, collectMax)
+	defer cancel()
+	alive := st.AliveNodes()
+	answers := make([][]heldEpoch, len(alive))
+	atMost(collectAtOnce, len(alive), func(i int) {
+		err := a.peers.call(ctx, alive[i].ID, http.MethodGet, "/v1/node/images/"+id.String(), nil, &answers[i])
 		if err != nil {
-			a.log.Warn().Err(err).Str("node", string(n.ID)).Msg("images of node not known")
-			continue
+			answers[i] = nil
+			a.log.Warn().Err(err).Str("node", string(alive[i].ID)).Msg("images of node not known")
 		}
-		held[n.ID] = h
+	})
+	held := map[job.NodeID][]heldEpoch{}
+	for i, n := range alive {
+		if answers[i] != nil {
+			held[n.ID] = answers[i]
+		}
 	}
 	return assemble(held, id, want)
+}
+
+// Bounds of asking all nodes for what they hold: a node that does not answer
+// costs this much once, however many there are.
+const (
+	collectMax    = statusTimeout
+	collectAtOnce = 64
+)
+
+// atMost calls do(0) ... do(n-1), so many of them at a time, and waits for all.
+func atMost(atOnce, n int, do func(int)) {
+	var g errgroup.Group
+	g.SetLimit(atOnce)
+	for i := range n {
+		g.Go(func() error {
+			do(i)
+			return nil
+		})
+	}
+	_ = g.Wait() // the functions return nil
 }
 
 // assemble is the pure part of collect.
@@ -167,17 +194,50 @@ func record(c image.Commit, held map[job.NodeID][]heldEpoch) (scheduler.Job, err
 	if e == nil || j.ID != c.Job {
 		return j, fmt.Errorf("job %d epoch %d: record is of another job or epoch", c.Job, c.Epoch)
 	}
-	epoch := *e
-	epoch.Images = slices.Clone(e.Images)
-	for i := range epoch.Images {
-		im := &epoch.Images[i]
-		im.Holders = holders(c, im.Pod, held)
-		if len(im.Holders) == 0 {
-			return j, fmt.Errorf("job %d epoch %d: no intact image for ranks %v", c.Job, c.Epoch, im.Written.Ranks)
+	epoch, err := heldImages(*e, c, held)
+	if err != nil {
+		return j, err
+	}
+	epochs := []scheduler.Epoch{epoch}
+	// The epoch before is a second way back, should images turn out damaged.
+	for i := len(j.Epochs) - 1; i >= 0 && len(epochs) == 1; i-- {
+		older := j.Epochs[i]
+		if older.Epoch >= c.Epoch || len(older.Images) != len(epoch.Images) {
+			continue
+		}
+		if oc, ok := commitOf(older, held); ok {
+			if whole, err := heldImages(older, oc, held); err == nil {
+				epochs = []scheduler.Epoch{whole, epoch}
+			}
 		}
 	}
-	j.Epochs = []scheduler.Epoch{epoch}
+	j.Epochs = epochs
 	return j, nil
+}
+
+// heldImages returns e, which c committed, with the nodes that hold its images.
+func heldImages(e scheduler.Epoch, c image.Commit, held map[job.NodeID][]heldEpoch) (scheduler.Epoch, error) {
+	e.Images = slices.Clone(e.Images)
+	for i := range e.Images {
+		im := &e.Images[i]
+		im.Holders = holders(c, im.Pod, held)
+		if len(im.Holders) == 0 {
+			return e, fmt.Errorf("job %d epoch %d: no intact image for ranks %v", c.Job, c.Epoch, im.Written.Ranks)
+		}
+	}
+	return e, nil
+}
+
+// commitOf finds the COMMITTED record of an epoch that another one names.
+func commitOf(e scheduler.Epoch, held map[job.NodeID][]heldEpoch) (image.Commit, bool) {
+	for _, hs := range held {
+		for _, h := range hs {
+			if h.Commit.Epoch == e.Epoch && h.Commit.SetDigest == e.SetDigest {
+				return h.Commit, true
+			}
+		}
+	}
+	return image.Commit{}, false
 }
 
 // holders lists the nodes that hold the very image of a pod that c committed.

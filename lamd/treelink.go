@@ -13,7 +13,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/lampause/lampause/internal/control"
 	"github.com/lampause/lampause/internal/podapi"
 	"github.com/lampause/lampause/job"
 	"github.com/lampause/lampause/membership/tree"
@@ -116,23 +115,6 @@ func (f *fanout) serve(w http.ResponseWriter, r *http.Request) {
 	writeJSON(w, reply)
 }
 
-// err is the error of a pod that could not be asked, nil for a reply.
-func (d treeDone) err() error {
-	if d.Error == "" {
-		return nil
-	}
-	return &control.Error{Message: d.Error, Exit: job.ExitInternal, Status: d.Status}
-}
-
-// statusOf returns the HTTP status that tells of err.
-func statusOf(err error) int {
-	var e *control.Error
-	if errors.As(err, &e) && e.Status != 0 {
-		return e.Status
-	}
-	return http.StatusServiceUnavailable
-}
-
 // each calls do(0) ... do(n-1) in parallel and waits for all.
 func each(n int, do func(int)) {
 	var all sync.WaitGroup
@@ -142,8 +124,7 @@ func each(n int, do func(int)) {
 	all.Wait()
 }
 
-// phase does an op at the supervisor of a job's pod on this node; it implements
-// phaser.
+// phase does an op at the supervisor of a job's pod on this node.
 func (m *pods) phase(ctx context.Context, id job.ID, in podapi.PhaseRequest) (*podapi.PhaseReply, int, error) {
 	p, ok := m.get(id)
 	if !ok {

@@ -1,60 +1,63 @@
 package lamd
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 
-	"github.com/lampause/lampause/internal/podapi"
 	"github.com/lampause/lampause/job"
 	"github.com/lampause/lampause/membership/tree"
 	"github.com/lampause/lampause/scheduler/conduct"
 )
 
-// treeLoad is the payload of a treePhase message. What all pods are told alike
-// is in it once: address book and placement grow with the job, and one of each
-// per pod would grow with its square.
+// treeLoad is the payload of a treeOps message. What all nodes are told alike
+// is in it once: the job's specification, address book, placement and record
+// grow with the job, and one of each per pod would grow with its square.
 type treeLoad struct {
-	Common treeCommon                     `json:"common"`
-	Parts  map[job.NodeID]json.RawMessage `json:"parts"` // lists of treePart
+	Common map[string]json.RawMessage     `json:"common,omitempty"` // fields of bodies
+	Parts  map[job.NodeID]json.RawMessage `json:"parts"`            // lists of treePart
 }
 
-// treeCommon is the part of a request that is the same for all pods.
-type treeCommon struct {
-	Lost      []job.PodIndex     `json:"lost,omitempty"`
-	Book      []job.PodAddress   `json:"book,omitempty"`
-	Placement []job.PodPlacement `json:"placement,omitempty"`
-}
-
-// treePart is what one node is asked for one pod of its own. With Common set,
-// the fields of treeCommon are to be taken from the load.
+// treePart is what one node is asked for.
 type treePart struct {
-	Ref     conduct.Ref         `json:"ref"`
-	Job     job.ID              `json:"job"`
-	Request podapi.PhaseRequest `json:"request"`
-	Common  bool                `json:"common,omitempty"`
+	Ref    conduct.Ref     `json:"ref"`
+	Job    job.ID          `json:"job"`
+	Kind   treeKind        `json:"kind"`
+	Body   json.RawMessage `json:"body,omitempty"`
+	Common []string        `json:"common,omitempty"` // fields of Body that are to be taken from the load
 }
 
-func commonOf(r podapi.PhaseRequest) treeCommon { return treeCommon{r.Lost, r.Book, r.Placement} }
+// commonMin is the size of the smallest field, in bytes of JSON, that is worth
+// being told only once.
+const commonMin = 32
 
-func (c treeCommon) equal(o treeCommon) bool {
-	same := func(a, b job.PodPlacement) bool {
-		return a.Pod == b.Pod && a.Node == b.Node && slices.Equal(a.Ranks, b.Ranks)
-	}
-	return slices.Equal(c.Lost, o.Lost) && slices.Equal(c.Book, o.Book) && slices.EqualFunc(c.Placement, o.Placement, same)
-}
-
-// packCalls makes the payload out of calls, of which there is at least one.
-func packCalls(calls []conduct.Call) (json.RawMessage, error) {
-	load := treeLoad{Common: commonOf(calls[0].Request), Parts: map[job.NodeID]json.RawMessage{}}
+// packAsks makes the payload out of asks, of which there is at least one.
+func packAsks(asks []treeAsk) (json.RawMessage, error) {
+	load := treeLoad{Parts: map[job.NodeID]json.RawMessage{}}
 	parts := map[job.NodeID][]treePart{}
-	for _, c := range calls {
-		p := treePart{Ref: c.Ref, Job: c.Job, Request: c.Request}
-		if commonOf(c.Request).equal(load.Common) {
-			p.Common = true
-			p.Request.Lost, p.Request.Book, p.Request.Placement = nil, nil, nil
+	for _, a := range asks {
+		fields, err := fieldsOf(a.body)
+		if err != nil {
+			return nil, err
 		}
-		parts[c.Node] = append(parts[c.Node], p)
+		if load.Common == nil {
+			load.Common = maps.Clone(fields)
+			maps.DeleteFunc(load.Common, func(_ string, v json.RawMessage) bool { return len(v) < commonMin })
+		}
+		p := treePart{Ref: a.ref, Job: a.job, Kind: a.kind}
+		for name, v := range load.Common {
+			if bytes.Equal(fields[name], v) {
+				delete(fields, name)
+				p.Common = append(p.Common, name)
+			}
+		}
+		slices.Sort(p.Common)
+		if p.Body, err = json.Marshal(fields); err != nil {
+			return nil, fmt.Errorf("encode ops: %w", err)
+		}
+		parts[a.node] = append(parts[a.node], p)
 	}
 	for node, of := range parts {
 		b, err := json.Marshal(of)
@@ -66,7 +69,21 @@ func packCalls(calls []conduct.Call) (json.RawMessage, error) {
 	return json.Marshal(load)
 }
 
-// unpackParts returns what a node is asked for; nothing when it only relays.
+// fieldsOf returns the fields of a body as they travel.
+func fieldsOf(body any) (map[string]json.RawMessage, error) {
+	fields := map[string]json.RawMessage{}
+	b, err := json.Marshal(body)
+	if err == nil {
+		err = json.Unmarshal(b, &fields)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("encode ops: %w", err)
+	}
+	return fields, nil
+}
+
+// unpackParts returns what a node is asked for, with whole bodies; nothing when
+// it only relays.
 func unpackParts(payload json.RawMessage, node job.NodeID) ([]treePart, error) {
 	var load treeLoad
 	if err := json.Unmarshal(payload, &load); err != nil {
@@ -81,11 +98,35 @@ func unpackParts(payload json.RawMessage, node job.NodeID) ([]treePart, error) {
 		return nil, fmt.Errorf("message of the tree: %w", err)
 	}
 	for i := range parts {
-		if r := &parts[i].Request; parts[i].Common {
-			r.Lost, r.Book, r.Placement = load.Common.Lost, load.Common.Book, load.Common.Placement
+		if err := parts[i].complete(load.Common); err != nil {
+			return nil, err
 		}
 	}
 	return parts, nil
+}
+
+// complete fills in the fields that were told once.
+func (p *treePart) complete(common map[string]json.RawMessage) error {
+	if len(p.Common) == 0 {
+		return nil
+	}
+	fields := map[string]json.RawMessage{}
+	if err := json.Unmarshal(p.Body, &fields); err != nil {
+		return fmt.Errorf("message of the tree: %w", err)
+	}
+	for _, name := range p.Common {
+		v, ok := common[name]
+		if !ok {
+			return fmt.Errorf("message of the tree: field %q is missing", name)
+		}
+		fields[name] = v
+	}
+	b, err := json.Marshal(fields)
+	if err != nil {
+		return fmt.Errorf("message of the tree: %w", err)
+	}
+	p.Body, p.Common = b, nil
+	return nil
 }
 
 // prune keeps the parts of the nodes in a message's interval.
