@@ -54,6 +54,9 @@ func (p *Pod) look(ctx context.Context, obs *obstacles) (_ *round, err error) {
 			obs.list, obs.retry = append(obs.list, o.String()), obs.retry && o.Retry
 		}
 	}
+	if err := checkSessions(procs, obs); err != nil {
+		return nil, err
+	}
 	r.files, err = scanFiles(p.group.sys, procs, p.group.externals, r.set, obs)
 	return r, err
 }

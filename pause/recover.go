@@ -66,6 +66,7 @@ func (p *Pod) rollback(ctx context.Context, a args, r *Report) error {
 	}
 	begin = time.Now()
 	each(jobs, lost, func(j *undo) error { return j.finish(ctx) })
+	p.groups(ctx, jobs, lost)
 	r.TimesMS["finish"] = ms(time.Since(begin))
 	if p.back != nil {
 		snap.record = p.back.Record()

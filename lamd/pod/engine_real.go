@@ -104,6 +104,9 @@ func (e *liveEngine) freeze(ctx context.Context, epoch job.Epoch, ranks []member
 	if err := e.setRanks(ranks); err != nil {
 		return podapi.PhaseReply{}, err
 	}
+	if err := refuseStrays(ranks); err != nil {
+		return outcome(nil, err)
+	}
 	e.epoch = epoch
 	return outcome(e.pod.Freeze(ctx, epoch))
 }
@@ -154,7 +157,11 @@ func (e *liveEngine) stop(ctx context.Context, ranks []member) (podapi.PhaseRepl
 	if err := e.setRanks(ranks); err != nil {
 		return podapi.PhaseReply{}, err
 	}
-	return outcome(e.pod.Stop(ctx))
+	r, err := outcome(e.pod.Stop(ctx))
+	if err == nil {
+		err = endStrays(ranks)
+	}
+	return r, err
 }
 
 func (e *liveEngine) rollback(ctx context.Context, q podapi.PhaseRequest) (podapi.PhaseReply, error) {
@@ -175,6 +182,9 @@ func (e *liveEngine) release(ctx context.Context) (podapi.PhaseReply, error) {
 func (e *liveEngine) preflight(ctx context.Context, ranks []member) (podapi.PhaseReply, error) {
 	if err := e.setRanks(ranks); err != nil {
 		return podapi.PhaseReply{}, err
+	}
+	if err := refuseStrays(ranks); err != nil {
+		return outcome(nil, err)
 	}
 	return outcome(e.pod.Preflight(ctx))
 }

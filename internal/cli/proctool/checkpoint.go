@@ -137,7 +137,7 @@ func capture(ctx context.Context, pod *pause.Pod, c *Checkpoint) error {
 	stall, cancel := context.WithTimeout(ctx, opLimit)
 	defer cancel()
 	begin := time.Now()
-	if _, err := pod.Freeze(stall, c.Epoch); err != nil {
+	if err := freezeAll(stall, pod, c.PID, c.Epoch); err != nil {
 		return err
 	}
 	c.FreezeMS = rounded(msSince(begin))

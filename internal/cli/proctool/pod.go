@@ -18,18 +18,16 @@ import (
 	"github.com/lampause/lampause/pause"
 )
 
-// newPod returns a pod with one rank: process pid and its descendants.
+// newPod returns a pod of process pid and what belongs to it.
 func newPod(cmdLog zerolog.Logger, pid int, files string) (*pause.Pod, error) {
-	externals, err := stdioOf(pid)
-	if err != nil {
-		return nil, err
-	}
 	sys := kernel.New(nil)
 	p := pause.New(pause.Config{
 		Job: theJob, Node: "local", Incarnation: 1, Sys: sys, Files: files, Log: cmdLog,
 		Streams: stream.NewTree(sys, cmdLog),
 	})
-	p.SetRanks([]pause.Rank{{Rank: 0, PID: pid}}, externals)
+	if _, err := setRanks(p, pid); err != nil {
+		return nil, errors.Join(err, p.Close())
+	}
 	return p, nil
 }
 
@@ -91,7 +89,7 @@ func stopTree(ctx context.Context, pid int) ([]int, error) {
 	ctx, cancel := context.WithTimeout(ctx, opLimit)
 	defer cancel()
 	for {
-		pids, err := tree(pid)
+		pids, err := trees(pid)
 		if err != nil {
 			return nil, err
 		}

@@ -213,6 +213,7 @@ func fixtures() []fixture {
 		{name: "tcp"},
 		{name: "locks"},
 		{name: "savefiles", files: "save"},
+		{name: "sessions"},
 	}
 }
 
