@@ -148,7 +148,8 @@ func checkpointMPI(t *testing.T, pod *Pod, dir *image.JobDir, e job.Epoch) *Repo
 	return marks
 }
 
-// TestMPICH checkpoints and rolls back two ranks of unmodified MPICH.
+// TestMPICH checkpoints, with either backing, and rolls back two ranks of
+// unmodified MPICH.
 func TestMPICH(t *testing.T) {
 	mpicc, err := exec.LookPath("mpicc")
 	if err != nil {
@@ -183,7 +184,9 @@ func TestMPICH(t *testing.T) {
 		if err := pod.Prepare(testCtx(t)); err != nil {
 			t.Fatal(err)
 		}
-		checkpointMPI(t, pod, dir, e)
+		pod.cfg.Backing = []Backing{BackingCopy, BackingFork}[e%2]
+		r := checkpointMPI(t, pod, dir, e)
+		t.Log(r.Backing)
 		for range 2 {
 			time.Sleep(time.Duration(rnd.IntN(100)) * time.Millisecond)
 			r := rollback(t, pod, e, gen)
