@@ -25,7 +25,7 @@ A first cluster, four nodes and a spare on this machine:
   lam halt
 
 Environment: LAM_RUNTIME_DIR (sockets and logs; one per cluster),
-LAM_STATE_DIR (images), NO_COLOR.`
+LAM_STATE_DIR (images), NO_COLOR; ~/.config/lam/config.toml may say the same.`
 
 // newRoot builds the command tree.
 func newRoot(a *App) *cobra.Command {

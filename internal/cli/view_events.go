@@ -23,7 +23,8 @@ func newEvents(a *App) *cobra.Command {
 		Use:   "events",
 		Short: "Print what happened in the cluster",
 		Long: `Print what happened in the cluster, oldest first: one line per event, with
--o json one JSON object per line. docs/events.md describes them.`,
+-o wide all parts of its durations, with -o json one JSON object per line.
+docs/events.md describes them.`,
 		Args: exactly(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if of != "" {
@@ -52,7 +53,7 @@ func newEvents(a *App) *cobra.Command {
 
 // showEvent prints one line.
 func (a *App) showEvent(e control.Event) error {
-	text := eventText(e)
+	text := a.eventText(e)
 	if a.Format == formatJSON {
 		line, err := eventJSON(e)
 		if err != nil {
@@ -102,8 +103,15 @@ func eventJSON(e control.Event) ([]byte, error) {
 	return []byte("{" + b.String() + "}"), failed
 }
 
-// eventText writes an event for people.
-func eventText(e control.Event) string {
+// partMS reports whether key is a duration that only explains another one.
+func partMS(key string) bool {
+	whole := []string{"stall_ms", "write_ms", "detect_ms", "fence_ms", "rollback_ms", "restore_ms", "total_ms", "lost_work_ms"}
+	return strings.HasSuffix(key, "_ms") && !slices.Contains(whole, key)
+}
+
+// eventText writes an event for people; the parts of durations only if
+// everything is wanted.
+func (a *App) eventText(e control.Event) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s  %-21s", e.Time.Local().Format("15:04:05.000"), e.Event)
 	if e.Job != 0 {
@@ -116,6 +124,9 @@ func eventText(e control.Event) string {
 		fmt.Fprintf(&b, " node=%s", e.Node)
 	}
 	for _, key := range slices.Sorted(maps.Keys(e.Data)) {
+		if partMS(key) && a.Format != formatWide {
+			continue
+		}
 		fmt.Fprintf(&b, " %s=%s", key, valueText(e.Data[key]))
 	}
 	return b.String()

@@ -86,12 +86,19 @@ func jobFacts(d control.JobDetail) [][2]string {
 		{"ranks", fmt.Sprintf("%d on %s", d.Ranks, foldNodes(d.Nodes))},
 		{"protected", d.Protected},
 		{"policy", policyText(d.Spec)},
-		{"lives", fmt.Sprintf("incarnation %d, %d recoveries", d.Incarnation, d.Recoveries)},
+		{"lives", fmt.Sprintf("incarnation %d, %s", d.Incarnation, counted(d.Recoveries, "recovery", "recoveries"))},
 	}
 	if d.Reason != "" {
 		facts = append(facts, [2]string{"reason", d.Reason})
 	}
 	return facts
+}
+
+func counted(n int, one, many string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return strconv.Itoa(n) + " " + many
 }
 
 // programText is the command line of a job, as mpirun takes it when the job

@@ -61,7 +61,7 @@ func viewServer(t *testing.T) http.Handler {
 	}
 	events := []control.Event{
 		{Seq: 1, Time: at, Event: "node.joined", Node: "n1", Data: map[string]any{"boot": 1, "role": "compute"}},
-		{Seq: 2, Time: at, Event: "checkpoint.committed", Job: 3, Epoch: 12, Data: map[string]any{"stall_ms": 19.25, "bytes": 484123456, "replicas": 2}},
+		{Seq: 2, Time: at, Event: "checkpoint.committed", Job: 3, Epoch: 12, Data: map[string]any{"stall_ms": 19.25, "bytes": 484123456, "replicas": 2, "scan_ms": 1.5}},
 		{Seq: 3, Time: at, Event: "recovery.done", Job: 3, Epoch: 11, Data: map[string]any{"lost": []string{"n2"}, "reason": "two words"}},
 	}
 	mux := http.NewServeMux()
@@ -122,7 +122,7 @@ func TestViews(t *testing.T) {
 	for name, args := range map[string]string{
 		"jobs": "jobs", "jobs.json": "jobs -o json", "jobs-wide": "jobs -o wide", "nodes": "nodes", "nodes-wide": "nodes -o wide",
 		"job": "job 3", "job.json": "job 3 -o json",
-		"events": "events", "events.json": "events -o json", "events-job": "events --job 3",
+		"events": "events", "events.json": "events -o json", "events-wide": "events -o wide", "events-job": "events --job 3",
 		"checkpoint": "checkpoint 3", "checkpoint.json": "checkpoint 3 -o json", "restart": "restart 3@11",
 		"restart.json": "restart 3 -o json", "suspend": "suspend 3",
 	} {
