@@ -25,6 +25,8 @@ type watched struct {
 	said   []scheduler.Command // proposed, newest last
 	acts   []Action            // all, newest last
 	refuse func(Action) *Failure
+
+	deathAt []time.Duration // when deaths were proposed
 }
 
 // newWatched makes one; epochs is the number of committed ones.
@@ -81,6 +83,9 @@ func (w *watched) tell(ev Event) {
 		switch a := a.(type) {
 		case Propose:
 			w.said = append(w.said, a.Command)
+			if a.Command.DeclareDead != nil {
+				w.deathAt = append(w.deathAt, w.now)
+			}
 			d = Done{Ref: a.Ref}
 			if r := w.log(a.Command); r != nil {
 				d.Failure = &Failure{Kind: Refused, Text: r.Text, Exit: r.Exit}
