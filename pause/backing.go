@@ -66,7 +66,7 @@ type outlook struct {
 	forkRate float64       // bytes of present memory a second, as measured last
 	after    time.Duration // what writes after the last fork cost the program
 	since    time.Duration // since the checkpoint before; 0 for none
-	reaper   bool          // orphans would come to the program, or to its parent in the pod
+	reaper   bool          // orphans would come to its parent in the pod
 }
 
 // choice is a backing and why, in words for people.

@@ -15,9 +15,14 @@ import (
 	"github.com/lampause/lampause/internal/proc"
 )
 
-// askReapers finds out which processes would be given orphans: the copies that
-// a fork makes must not come to them. A child of such a process counts too.
+// askReapers finds out which processes have a parent in the pod that would be
+// given orphans: the copies that a fork makes must not come to it. Whether a
+// process is a reaper itself, its fork finds out.
 func (g *group) askReapers(ctx context.Context) error {
+	procs := g.list()
+	if !slices.ContainsFunc(procs, func(q *process) bool { return q.parent != 0 }) {
+		return nil
+	}
 	err := g.each(ctx, func(ctx context.Context, q *process) error {
 		b := q.frozen.Batch(q.frozen.Leader())
 		flag := b.Alloc(8)
@@ -36,7 +41,7 @@ func (g *group) askReapers(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for _, q := range g.list() { // parents first
+	for _, q := range procs { // parents first
 		if up := g.procs[q.parent]; up != nil && up.reaper {
 			q.reaper = true
 		}
@@ -61,9 +66,12 @@ func (p *Pod) keep(ctx context.Context, q *process, c *captured, m *memory, want
 	if c.choice.fork {
 		begin := time.Now()
 		child, err := q.frozen.Fork(ctx)
-		if err != nil {
+		switch {
+		case errors.Is(err, proc.ErrReaper):
+			c.choice = choice{reason: proc.ErrReaper.Error()}
+		case err != nil:
 			c.choice = choice{reason: fmt.Sprintf("no fork: %v", err)}
-		} else {
+		default:
 			c.child = child
 			q.habits.forkRate = rate(q.habits.forkRate, present, time.Since(begin))
 			now = intersect(wanted, c.apart)

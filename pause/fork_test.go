@@ -28,11 +28,15 @@ func copies(t *testing.T, p *program) []int {
 	if err != nil {
 		t.Fatal(err)
 	}
+	own, err := unix.Getsid(0)
+	if err != nil {
+		t.Fatal(err)
+	}
 	var out []int
 	for _, k := range kids {
 		st, err := proc.ReadStat(k)
-		if err != nil || k == p.pid() || st.Session != k {
-			continue // the program itself is in our session
+		if err != nil || k == p.pid() || st.Session == own {
+			continue // programs are in our session, copies of them are not
 		}
 		if got, _ := unix.Wait4(k, nil, unix.WNOHANG|unix.WALL, nil); got != k {
 			out = append(out, k)

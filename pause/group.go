@@ -26,7 +26,7 @@ type process struct {
 	frozen  *proc.Frozen // nil while it runs
 	tracker tracker
 	flags   map[mapKey][]string // VmFlags that were read before
-	reaper  bool                // orphans of this process or its child would come to the program
+	reaper  bool                // orphans of it would come to the program; see askReapers
 	habits  habits
 
 	// Set by the copying that goes on after a stall.

@@ -2,6 +2,7 @@ package proc
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -12,27 +13,32 @@ import (
 	"github.com/lampause/lampause/internal/kernel"
 )
 
-// Layout of the code that forks, within the stub's page: the system call of
-// the registers, and for the child, should it ever run, exit_group.
+// Layout of the code that forks, within the stub's page: the loop of the stub
+// at forkEntry, then clone3, and for the child, should it ever run, exit_group.
 const (
 	forkEntry = 0x80
-	forkChild = 0x82 // where the child begins, with rax 0
-	forkEnd   = 0x8e // rip after the int3 that ends the parent's turn
+	forkChild = forkEntry + 0x51 // where the child begins, with rax 0
+	forkEnd   = forkEntry + 0x5d // rip after the int3 that ends the parent's turn
 )
 
-// forkCode carries the system call of the registers out and stops with int3.
-// A child that comes out of the call ends itself: it is stopped before its
-// first instruction and runs only if its tracer is gone.
+// forkCode works off records as stubCode does, and then, instead of stopping,
+// carries out clone3 with its arguments at rbp, and stops. A child that comes out of the
+// call ends itself: it is stopped before its first instruction, and runs only
+// if its tracer is gone.
 func forkCode() []byte {
-	return []byte{
-		0x0f, 0x05, // 80 syscall
-		0x48, 0x85, 0xc0, // 82 test rax, rax
-		0x75, 0x06, // 85 jnz end
-		0xb0, 0xe7, // 87 mov al, 231 (exit_group; rax was 0)
-		0x31, 0xff, // 89 xor edi, edi
-		0x0f, 0x05, // 8b syscall, which does not return
-		0xcc, // 8d end: int3
-	}
+	loop := stubCode()
+	return append(loop[:len(loop)-1],
+		0xb8, 0xb3, 0x01, 0x00, 0x00, // 42 mov eax, 435 (clone3)
+		0x48, 0x89, 0xef, // 47 mov rdi, rbp
+		0xbe, 0x58, 0x00, 0x00, 0x00, // 4a mov esi, 88
+		0x0f, 0x05, // 4f syscall
+		0x48, 0x85, 0xc0, // 51 test rax, rax
+		0x75, 0x06, // 54 jnz end
+		0xb0, 0xe7, // 56 mov al, 231 (exit_group; rax was 0)
+		0x31, 0xff, // 58 xor edi, edi
+		0x0f, 0x05, // 5a syscall, which does not return
+		0xcc, // 5c end: int3
+	)
 }
 
 // exitOnKill is PTRACE_O_EXITKILL: the tracee dies with its tracer.
@@ -53,11 +59,10 @@ const forkEvents = unix.PTRACE_O_TRACEFORK | unix.PTRACE_O_TRACEVFORK | unix.PTR
 // nobody a signal, has no descriptors open and a session of its own. It dies
 // with the tracer.
 //
-// Precondition: neither f nor an ancestor of it that the caller works on is a
-// reaper of orphans (PR_SET_CHILD_SUBREAPER), or pid 1 of its namespace.
+// Precondition: no ancestor of f that is worked on too is a reaper of orphans.
 //
-// Expected errors: *kernel.Error with EAGAIN or ENOMEM (limits), EPERM;
-// ErrUnsupported. f is as before then. Source: clone(2), close_range(2),
+// Expected errors: ErrReaper; *kernel.Error with EAGAIN or ENOMEM (limits),
+// EPERM; ErrUnsupported. f is as before then. Source: clone(2), close_range(2),
 // ptrace(2), prctl(2) PR_SET_CHILD_SUBREAPER.
 func (f *Frozen) Fork(ctx context.Context) (child *Frozen, err error) {
 	err = f.t.Do(func() error {
@@ -70,56 +75,77 @@ func (f *Frozen) Fork(ctx context.Context) (child *Frozen, err error) {
 	return child, nil
 }
 
+// ErrReaper says that orphans come to the process itself: it is pid 1 of its
+// pid namespace, or asked for them with PR_SET_CHILD_SUBREAPER.
+var ErrReaper = errors.New("the program reaps orphans, and would see a fork")
+
 func (f *Frozen) fork(ctx context.Context) (child *Frozen, err error) {
 	if err := f.ensureStub(ctx, f.Leader()); err != nil {
 		return nil, err
 	}
+	b := &Batch{f: f, th: f.Leader(), addr: f.stub + stubData}
+	reaper := b.Alloc(8)
+	pid := b.Call(unix.SYS_GETPID)
+	b.Call(unix.SYS_PRCTL, unix.PR_GET_CHILD_SUBREAPER, reaper)
 	// The helper shares memory and descriptors with f; it copies nothing.
-	helper, err := f.forkFrom(ctx, forkEvents, unix.CLONE_VM|unix.CLONE_FILES)
+	helper, err := f.forkFrom(ctx, b, forkEvents, unix.CLONE_VM|unix.CLONE_FILES)
 	if err != nil {
 		return nil, err
 	}
-	child, err = helper.forkFrom(ctx, forkEvents|exitOnKill, unix.CLONE_FILES)
-	if err == nil {
-		b := child.Batch(child.Leader())
-		b.Call(unix.SYS_CLOSE_RANGE, 0, uint64(^uint32(0)), unix.CLOSE_RANGE_UNSHARE)
-		b.Call(unix.SYS_SETSID)
-		err = b.Run(ctx)
+	defer func() {
+		err = errors.Join(err, helper.Kill(), twice(func() error { return f.reapHelpers(ctx) }))
+		if err != nil && child != nil {
+			err = errors.Join(err, child.Kill())
+			child = nil
+		}
+	}()
+	raw, err := b.Read(reaper, 4)
+	if err != nil {
+		return nil, err
 	}
-	if err == nil {
-		// To the end: what the tracer's death leaves of it ends itself.
-		err = twice(func() error { return f.sys.SetOptions(child.PID, exitOnKill) })
+	if pid.Ret == 1 || binary.LittleEndian.Uint32(raw) != 0 {
+		return nil, ErrReaper
 	}
-	err = errors.Join(err, helper.Kill())
-	err = errors.Join(err, twice(func() error { return f.reapHelpers(ctx) }))
-	if err != nil && child != nil {
-		err = errors.Join(err, child.Kill())
-		child = nil
-	}
-	return child, err
+	// An empty table of descriptors and a session of its own, which the child
+	// inherits.
+	b = &Batch{f: helper, th: helper.Leader(), addr: f.stub + stubData}
+	b.Call(unix.SYS_CLOSE_RANGE, 0, uint64(^uint32(0)), unix.CLOSE_RANGE_UNSHARE)
+	b.Call(unix.SYS_SETSID)
+	return helper.forkFrom(ctx, b, forkEvents|exitOnKill, unix.CLONE_FILES)
 }
 
-// forkFrom has the leader of f carry out clone3 with flags and no exit signal.
-// options are those of f meanwhile; the new process inherits them.
-func (f *Frozen) forkFrom(ctx context.Context, options int, flags uint64) (*Frozen, error) {
-	th := f.Leader()
-	b := &Batch{f: f, th: th, addr: f.stub + stubData}
-	args := b.Words((&CloneArgs{Flags: flags}).words(0)...)
+// forkFrom has the leader of f carry out the calls of b, and then clone3 with
+// flags and no exit signal. options are those of f meanwhile; the new process
+// inherits them.
+func (f *Frozen) forkFrom(ctx context.Context, b *Batch, options int, flags uint64) (child *Frozen, err error) {
+	args, calls := b.Words((&CloneArgs{Flags: flags}).words(0)...), b.calls
+	all := calls
+	if err := f.checkCalls(&all); err != nil {
+		return nil, err
+	}
 	if err := f.sys.Check("inject clone3", f.PID); err != nil {
 		return nil, err
 	}
-	if err := f.WriteMem(args, b.data); err != nil {
+	if err := f.writeBatch(b.data, calls); err != nil {
 		return nil, err
 	}
-	if err := f.sys.SetOptions(th.TID, options); err != nil {
+	if err := f.sys.SetOptions(b.th.TID, options); err != nil {
 		return nil, err
 	}
-	born, err := f.runFork(ctx, th, args)
-	err = errors.Join(err, twice(func() error { return f.sys.SetOptions(th.TID, options&exitOnKill) }))
+	born, err := f.runFork(ctx, b.th, args, len(calls))
+	err = errors.Join(err, twice(func() error { return f.sys.SetOptions(b.th.TID, options&exitOnKill) }))
+	if err == nil {
+		err = f.readResults(calls)
+	}
+	for i := range calls {
+		if err == nil {
+			err = calls[i].Err()
+		}
+	}
 	if born == 0 {
 		return nil, errors.Join(err, f.endStrays(ctx, flags))
 	}
-	child := f.newborn(born)
+	child = f.newborn(born)
 	if flags&unix.CLONE_VM != 0 {
 		f.helpers = append(f.helpers, born)
 	}
@@ -128,6 +154,9 @@ func (f *Frozen) forkFrom(ctx context.Context, options int, flags uint64) (*Froz
 			_, err := f.wait(child.Leader(), deadlineOf(ctx))
 			return err
 		})
+	}
+	if err == nil && options&exitOnKill != 0 {
+		err = twice(func() error { return f.sys.SetOptions(born, exitOnKill) })
 	}
 	if err != nil {
 		return nil, errors.Join(err, child.Kill(), twice(func() error { return f.reapHelpers(ctx) }))
@@ -146,16 +175,16 @@ func (f *Frozen) newborn(pid int) *Frozen {
 	return &Frozen{PID: pid, Threads: []*Thread{th}, t: f.t, sys: f.sys, stub: f.stub, gadget: f.gadget}
 }
 
-// runFork has th carry out clone3 at forkEntry and returns the new process as
-// our pid namespace has it, 0 when none is known. Afterwards th has its own
-// registers and mask again.
-func (f *Frozen) runFork(ctx context.Context, th *Thread, args uint64) (born int, err error) {
+// runFork has th carry out n records and clone3 with arguments at args, and
+// returns the new process as our pid namespace has it, 0 when none is known.
+// Afterwards th has its own registers and mask again.
+func (f *Frozen) runFork(ctx context.Context, th *Thread, args uint64, n int) (born int, err error) {
 	if err := f.abortRseq(th); err != nil {
 		return 0, err
 	}
 	r := callRegs(th, f.stub+forkEntry)
-	r.Rax, r.Rdi, r.Rsi = unix.SYS_CLONE3, args, 88
-	r.Rsp = f.stub + stubCalls
+	r.R12, r.R13, r.R14 = f.stub+stubCalls, uint64(n), 0
+	r.Rbp, r.Rsp = args, f.stub+stubCalls
 	defer func() { err = errors.Join(err, f.settle(th)) }()
 	if err := f.load(th, &r); err != nil {
 		return 0, err
