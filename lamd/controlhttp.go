@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"os"
 	"strconv"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -201,14 +202,80 @@ func serveUnix(ctx context.Context, path string, h http.Handler) error {
 	return serveHTTP(ctx, srv, ln)
 }
 
-// serveHTTP runs srv on ln until ctx ends, then closes it with its
-// connections: streams would keep a graceful shutdown waiting for ever.
+// handlersMax bounds how long the end of a server waits for handlers, whose
+// contexts have ended.
+const handlersMax = 5 * time.Second
+
+// serveHTTP runs srv on ln until ctx ends, then closes it with its connections
+// (streams would keep a graceful shutdown waiting for ever) and waits for its
+// handlers: what they use outlives them.
+//
+// Expected errors: ctx's; one that says that handlers did not end.
 func serveHTTP(ctx context.Context, srv *http.Server, ln net.Listener) error {
+	var busy handlers
+	srv.Handler = busy.count(srv.Handler)
 	srv.BaseContext = func(net.Listener) context.Context { return ctx }
 	stop := context.AfterFunc(ctx, func() { _ = srv.Close() })
 	defer stop()
-	if err := srv.Serve(ln); err != nil && !errors.Is(err, http.ErrServerClosed) {
+	err := srv.Serve(ln)
+	if errors.Is(err, http.ErrServerClosed) {
+		err = nil
+	}
+	if n := busy.wait(handlersMax); n > 0 {
+		err = errors.Join(err, fmt.Errorf("%d requests did not end within %v", n, handlersMax))
+	}
+	if err != nil {
 		return fmt.Errorf("serve %s: %w", ln.Addr(), err)
 	}
 	return ctx.Err()
+}
+
+// handlers counts the requests that are being handled. It is safe for
+// concurrent use.
+type handlers struct {
+	mu    sync.Mutex // guards below
+	n     int
+	ended bool          // no request is let in any more
+	idle  chan struct{} // closed when ended and n is 0
+}
+
+// count wraps a handler.
+func (h *handlers) count(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		h.mu.Lock()
+		if h.ended {
+			h.mu.Unlock()
+			return // its connection is closed
+		}
+		h.n++
+		h.mu.Unlock()
+		defer func() {
+			h.mu.Lock()
+			defer h.mu.Unlock()
+			if h.n--; h.n == 0 && h.ended {
+				close(h.idle)
+			}
+		}()
+		next.ServeHTTP(w, r)
+	})
+}
+
+// wait waits for all handlers to end, at most limit, and returns how many did
+// not. It is called once.
+func (h *handlers) wait(limit time.Duration) int {
+	h.mu.Lock()
+	h.ended, h.idle = true, make(chan struct{})
+	if h.n == 0 {
+		h.mu.Unlock()
+		return 0
+	}
+	h.mu.Unlock()
+	select {
+	case <-h.idle:
+		return 0
+	case <-time.After(limit):
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.n
 }

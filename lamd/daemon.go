@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 
 	"github.com/rs/zerolog"
 	"golang.org/x/sync/errgroup"
@@ -42,6 +43,9 @@ type Daemon struct {
 	finder  *leaderFinder
 	fan     *fanout
 	node    *nodeAPI
+
+	leaving atomic.Bool        // the node takes its leave: it does not join again
+	left    context.CancelFunc // ends this daemon; set by runOnce
 
 	mu      sync.Mutex // guards below
 	leading *lead
@@ -100,6 +104,9 @@ func runOnce(ctx context.Context, cfg Config, log zerolog.Logger) error {
 	if err != nil {
 		return fmt.Errorf("lamd: %w", err)
 	}
+	ctx, left := context.WithCancelCause(ctx)
+	defer left(nil)
+	d.left = func() { left(errLeft) }
 	g, ctx := errgroup.WithContext(ctx)
 	d.pods.onUp = func(p *localPod) {
 		if ctx.Err() == nil { // else the next daemon meets it
@@ -116,6 +123,9 @@ func runOnce(ctx context.Context, cfg Config, log zerolog.Logger) error {
 	g.Go(func() error { return d.joinCluster(ctx) })
 	g.Go(func() error { return d.agent.renewLeases(ctx) })
 	err = g.Wait()
+	if errors.Is(context.Cause(ctx), errLeft) {
+		return errLeft
+	}
 	var stale *staleBoot
 	if errors.As(err, &stale) {
 		return errors.Join(err, d.endPods())
@@ -176,6 +186,7 @@ func newDaemon(cfg Config, log zerolog.Logger) (*Daemon, error) {
 	}
 	d.fan = &fanout{self: cfg.Node, local: d.node, link: &httpTree{peers: d.peers}, log: component(log, "tree")}
 	d.node.fan = d.fan
+	d.peers.onFailure = func(e membership.Evidence) { d.members.Report(e) }
 	d.finder = &leaderFinder{self: cfg.Node, told: func() bool { return d.sched.Leader().Node != "" }, nodes: d.knownNodes, peers: d.peers}
 	d.agent = &agent{node: cfg.Node, boot: cfg.Boot, pods: d.pods, leader: d.leader, peers: d.peers, log: component(log, "agent")}
 	if d.members, err = membership.New(d.membershipConfig()); err != nil {
@@ -329,6 +340,7 @@ func (d *Daemon) serve(ctx context.Context) error {
 	tcp.Handle("/v1/control/", d.whileLeading(fromPeer(handlers)))
 	unixMux := http.NewServeMux()
 	unixMux.HandleFunc("POST "+podapi.PathFence, d.agent.relayFence)
+	unixMux.HandleFunc("POST /v1/leave", d.leaveNode)
 	unixMux.Handle("/", &leaderProxy{self: d.cfg.Node, leader: d.leader, peers: d.peers, local: handlers})
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {

@@ -27,6 +27,7 @@ type lead struct {
 	log   zerolog.Logger
 	drop  func(conduct.Drop)
 
+	roll  roll
 	clock atomic.Int64 // newest reading, ns
 
 	wake chan struct{} // capacity 1: the queue is not empty

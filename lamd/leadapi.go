@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/http"
 	"strconv"
+	"time"
 
 	"github.com/lampause/lampause/internal/control"
 	"github.com/lampause/lampause/internal/podapi"
@@ -24,6 +25,7 @@ type leaderAPI struct {
 func (a *leaderAPI) routes(mux *http.ServeMux) {
 	handle(mux, "POST /v1/report", a.report)
 	handle(mux, "POST /v1/join", a.join)
+	handle(mux, "POST /v1/leave", a.leave)
 	answer(mux, "POST /v1/lease", a.lease)
 	answer(mux, "POST /v1/fence", a.fence)
 }
@@ -101,6 +103,7 @@ func (a *leaderAPI) lease(ctx context.Context, ask leaseAsk) (leaseGrant, error)
 	if err != nil {
 		return leaseGrant{}, err
 	}
+	l.roll.hear(scheduler.NodeRef{Node: ask.Node, Boot: ask.Boot}, time.Now())
 	l.event(rollCall(ask))
 	return grant(a.state(), ask, l.term, ok), nil
 }

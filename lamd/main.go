@@ -30,7 +30,12 @@ func Main(ctx context.Context, args []string, out io.Writer, log zerolog.Logger)
 	}
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	if err := Run(ctx, cfg, log); err != nil && ctx.Err() == nil {
+	err = Run(ctx, cfg, log)
+	if errors.Is(err, errLeft) {
+		log.Info().Err(err).Msg("daemon ended")
+		return 0
+	}
+	if err != nil && ctx.Err() == nil {
 		log.Error().Err(err).Msg("daemon ended")
 		return job.ExitInternal
 	}

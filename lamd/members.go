@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/lampause/lampause/image"
@@ -36,6 +37,10 @@ func (d *Daemon) joinCluster(ctx context.Context) error {
 		LastJob: last, Node: d.cfg.Node, Addr: d.cfg.Addr.String(), Boot: d.cfg.Boot, Session: d.cfg.Session, Role: role, Slots: d.cfg.Slots,
 	}}
 	for ctx.Err() == nil {
+		if d.leaving.Load() {
+			pause(ctx, retryPause)
+			continue
+		}
 		call, cancel := context.WithTimeout(ctx, statusTimeout)
 		_, err := d.agent.toLeader(call, "/v1/join", join, nil)
 		cancel()
@@ -113,6 +118,10 @@ func memberEvent(e membership.Event) conduct.Event {
 		return conduct.Cleared{Node: ref}
 	case membership.Suspect:
 		return conduct.Suspect{Node: ref, Source: string(e.Source), AgeMS: age}
+	case membership.Left:
+		// One that left in order is no part of the log any more, and nothing
+		// follows from this.
+		return conduct.Evidence{Node: ref, Source: string(e.Source)}
 	case membership.Dead:
 		return conduct.Evidence{Node: ref, Source: string(e.Source), AgeMS: age, Certain: e.Source == membership.SourceBoot}
 	}
@@ -138,6 +147,11 @@ func (d *Daemon) leadTerm(ctx context.Context, term uint64) {
 			}
 		}
 	}
+	var watcher sync.WaitGroup
+	defer watcher.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	watcher.Go(func() { d.watchRoll(ctx, &l.roll) })
 	l.run(ctx, conduct.Config{Pair: stream.Pair, SetDigest: image.SetDigest, Lease: leaseTTL, LeaseMargin: leaseMargin}, d.sched.State, d.news.after)
 	d.mu.Lock()
 	d.leading = nil

@@ -283,7 +283,9 @@ func (p *peers) postPhase(ctx context.Context, node job.NodeID, id job.ID, in po
 	if err != nil {
 		return nil, 0, err
 	}
-	return postPhaseTo(ctx, p.client, url, in)
+	reply, status, err := postPhaseTo(ctx, p.client, url, in)
+	p.accuse(node, err)
+	return reply, status, err
 }
 
 func postPhaseTo(ctx context.Context, c *http.Client, url string, in podapi.PhaseRequest) (*podapi.PhaseReply, int, error) {

@@ -18,6 +18,7 @@ import (
 
 	"github.com/lampause/lampause/internal/control"
 	"github.com/lampause/lampause/job"
+	"github.com/lampause/lampause/membership"
 )
 
 // Bounds of one request between daemons. Ranks may spin on every core, so a
@@ -33,8 +34,9 @@ var errUnknownNode = errors.New("address of node not known")
 
 // peers calls the node API of other daemons. It is safe for concurrent use.
 type peers struct {
-	addr   func(job.NodeID) (netip.Addr, bool)
-	client *http.Client
+	addr      func(job.NodeID) (netip.Addr, bool)
+	client    *http.Client
+	onFailure func(membership.Evidence) // told of connections that fail; nil: nobody is. Set before use
 }
 
 // newPeers returns a caller that resolves nodes with addr.
@@ -94,7 +96,9 @@ func (p *peers) call(ctx context.Context, node job.NodeID, method, path string, 
 	if err != nil {
 		return err
 	}
-	return callJSON(ctx, p.client, method, url, in, out)
+	err = callJSON(ctx, p.client, method, url, in, out)
+	p.accuse(node, err)
+	return err
 }
 
 // open starts a streaming GET and returns its body, which the caller closes.
@@ -109,6 +113,7 @@ func (p *peers) open(ctx context.Context, node job.NodeID, path string) (io.Read
 	}
 	resp, err := p.client.Do(req)
 	if err != nil {
+		p.accuse(node, err)
 		return nil, fmt.Errorf("node %s: %w", node, err)
 	}
 	if resp.StatusCode/100 != 2 {
