@@ -100,7 +100,7 @@ func (d *demo) run(ctx context.Context) error {
 	}()
 	for _, step := range []func(context.Context) error{d.undisturbed, d.disturbed, d.restarted} {
 		if err := step(ctx); err != nil {
-			return err
+			return interrupted(ctx, err)
 		}
 	}
 	if err := d.report(); err != nil {
@@ -111,6 +111,21 @@ func (d *demo) run(ctx context.Context) error {
 	}
 	return nil
 }
+
+// interrupted says why a step failed when it was not by itself.
+func interrupted(ctx context.Context, err error) error {
+	switch {
+	case errors.Is(ctx.Err(), context.DeadlineExceeded):
+		return WithExit(job.ExitInternal, fmt.Errorf("the demonstration took more than %v and was ended: %w", demoLimit, err))
+	case ctx.Err() != nil:
+		return WithExit(exitInterrupted, errors.New("interrupted; the cluster of the demonstration is ended"))
+	}
+	return err
+}
+
+// exitInterrupted is the code of a command that was ended by Ctrl-C, as of one
+// that the signal killed.
+const exitInterrupted = 130
 
 // tell prints one line of the story, with the time since the start. With -o
 // json the story goes to stderr.
