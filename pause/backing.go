@@ -39,9 +39,12 @@ const (
 	// thought of: a third of the 30 ms that a whole stall should take.
 	stallGoal = 10 * time.Millisecond
 
-	// afterShare bounds what writes after a fork may cost the program: one part
-	// in so many of the time between two checkpoints.
-	afterShare = 100
+	// afterShare and afterMost bound what writes after a fork may cost the
+	// program more than copying in the stall would: one part in so many of the
+	// time between two checkpoints, but no more than 500 ms, which is less than
+	// two percent of the usual 30 s.
+	afterShare = 30
+	afterMost  = 500 * time.Millisecond
 
 	// faultCost is what the first write to a page after a fork costs: the fault
 	// and the copy of 4 KB.
@@ -79,7 +82,7 @@ type choice struct {
 // little changed: it costs the program nothing afterwards. Beyond stallGoal the
 // fork is chosen, which stalls for the copy of the page tables only, unless
 // memory for both versions of every page is lacking, or the program was seen to
-// pay more for its writes after the fork than a hundredth of its time.
+// pay too much for its writes after a fork.
 func decide(mode Backing, o outlook) choice {
 	seconds := func(bytes int64, rate float64) time.Duration {
 		return time.Duration(float64(bytes) / rate * float64(time.Second))
@@ -99,7 +102,7 @@ func decide(mode Backing, o outlook) choice {
 		return choice{reason: fmt.Sprintf("%d MB changed, copied in %.1f ms", mb, msec)}
 	case forking >= stall:
 		return choice{reason: fmt.Sprintf("%d MB changed, copied in %.1f ms; to fork %d MB takes as long", mb, msec, o.present>>20)}
-	case o.since > 0 && o.after > o.since/afterShare && o.after > stall:
+	case o.since > 0 && o.after-stall > min(o.since/afterShare, afterMost):
 		return choice{reason: fmt.Sprintf("writes after a fork cost the program %.0f of the %.0f ms between checkpoints", ms(o.after), ms(o.since))}
 	}
 	return choice{true, fmt.Sprintf("%d MB changed, to copy them would stall for %.1f ms", mb, msec)}

@@ -309,6 +309,7 @@ func TestDecide(t *testing.T) {
 		{"no room, asked for", BackingFork, with(func(o *outlook) { o.room = 100 * mb }), false, "budget"},
 		{"reaper", BackingFork, with(func(o *outlook) { o.reaper = true }), false, "orphans"},
 		{"dear", BackingAuto, with(func(o *outlook) { o.after, o.since = 130*time.Millisecond, 2*time.Second }), false, "130 of the 2000 ms"},
+		{"dear, and rare", BackingAuto, with(func(o *outlook) { o.after, o.since = 900*time.Millisecond, 100*time.Second }), false, "900 of the 100000 ms"},
 		{"dear but rare", BackingAuto, with(func(o *outlook) { o.after, o.since = 130*time.Millisecond, 30*time.Second }), true, "125 MB"},
 		{"slow machine", BackingAuto, with(func(o *outlook) { o.changed, o.copyRate = 12*mb, 1<<29 }), true, "12 MB"},
 	} {
