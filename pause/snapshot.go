@@ -241,7 +241,7 @@ func adopted(g *group, r *image.Reader, rec *stream.Record) (*snapshot, error) {
 		im := m.Processes[i]
 		c := &captured{image: im, pid: pids[im.PID], rank: rankOf(m, im.PID)}
 		if c.pid == 0 {
-			return nil, fmt.Errorf("adopt: process %d of the image is not a rank: %w", im.PID, ErrOrder)
+			return nil, fmt.Errorf("adopt: process %d of the image is not there any more: %w", im.PID, ErrLost)
 		}
 		pr, err := r.Process(im.PID)
 		if err != nil {

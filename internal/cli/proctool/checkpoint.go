@@ -36,6 +36,7 @@ func newCheckpoint() *cobra.Command {
 	var kill, stop, goOn bool
 	var o image.Options
 	var compress, files string
+	var extra []string
 	cmd := &cobra.Command{
 		Use:   "checkpoint --pid P --out DIR",
 		Short: "Store the state of a process and its descendants",
@@ -63,7 +64,11 @@ What cannot be stored is named, and nothing is changed then.`,
 			if err := filesWord(files); err != nil {
 				return err
 			}
-			c, err := checkpoint(cmd.Context(), pid, out, files, o, kill, stop)
+			nums, err := extraNumbers(extra)
+			if err != nil {
+				return err
+			}
+			c, err := checkpoint(cmd.Context(), pid, out, files, nums, o, kill, stop)
 			if err != nil {
 				return err
 			}
@@ -78,14 +83,15 @@ What cannot be stored is named, and nothing is changed then.`,
 	f.BoolVar(&goOn, "continue", false, "let them go on (default)")
 	f.StringVar(&compress, "compress", "none", "none, s2 or zstd")
 	f.StringVar(&files, "files", "truncate", "save keeps the contents of files open for writing in the image; else truncate, seek, verify")
+	f.StringArrayVar(&extra, "extra-file", nil, "`FD` comes from outside: restart is told what replaces it (repeatable)")
 	f.BoolVar(&o.Direct, "direct", true, "write past the page cache where possible")
 	return cmd
 }
 
 // checkpoint stores one image. With stop or kill the processes are stopped
 // first, by SIGSTOP, so that they do nothing that the image does not know.
-func checkpoint(ctx context.Context, pid int, out, files string, o image.Options, kill, stop bool) (_ *Checkpoint, err error) {
-	pod, err := newPod(logTo(), pid, files)
+func checkpoint(ctx context.Context, pid int, out, files string, extra []int, o image.Options, kill, stop bool) (_ *Checkpoint, err error) {
+	pod, err := newPod(logTo(), pid, files, extra)
 	if err != nil {
 		return nil, err
 	}
@@ -106,7 +112,7 @@ func checkpoint(ctx context.Context, pid int, out, files string, o image.Options
 			return nil, err
 		}
 	}
-	if err := store(ctx, pod, d, c, o); err != nil {
+	if err := store(ctx, pod, d, c, extra, o); err != nil {
 		return nil, errors.Join(explain(err), signalAll(stopped, unix.SIGCONT))
 	}
 	if kill {
@@ -116,8 +122,8 @@ func checkpoint(ctx context.Context, pid int, out, files string, o image.Options
 }
 
 // store captures and writes the image.
-func store(ctx context.Context, pod *pause.Pod, d *image.JobDir, c *Checkpoint, o image.Options) error {
-	if err := capture(ctx, pod, c); err != nil {
+func store(ctx context.Context, pod *pause.Pod, d *image.JobDir, c *Checkpoint, extra []int, o image.Options) error {
+	if err := capture(ctx, pod, c, extra); err != nil {
 		return err
 	}
 	begin := time.Now()
@@ -133,11 +139,11 @@ func store(ctx context.Context, pod *pause.Pod, d *image.JobDir, c *Checkpoint, 
 }
 
 // capture carries out the stall. On an error the processes go on as before.
-func capture(ctx context.Context, pod *pause.Pod, c *Checkpoint) error {
+func capture(ctx context.Context, pod *pause.Pod, c *Checkpoint, extra []int) error {
 	stall, cancel := context.WithTimeout(ctx, opLimit)
 	defer cancel()
 	begin := time.Now()
-	if err := freezeAll(stall, pod, c.PID, c.Epoch); err != nil {
+	if err := freezeAll(stall, pod, c.PID, extra, c.Epoch); err != nil {
 		return err
 	}
 	c.FreezeMS = rounded(msSince(begin))
@@ -187,6 +193,7 @@ type Obstacles struct {
 
 func newCheck() *cobra.Command {
 	var pid int
+	var extra []string
 	cmd := &cobra.Command{
 		Use:   "check --pid P",
 		Short: "Name every obstacle to a checkpoint",
@@ -197,7 +204,11 @@ checkpointed. Exit code 0 when there is nothing, 1 otherwise.`,
 			if pid <= 1 {
 				return usage("--pid is needed")
 			}
-			r, err := check(cmd.Context(), pid)
+			nums, err := extraNumbers(extra)
+			if err != nil {
+				return err
+			}
+			r, err := check(cmd.Context(), pid, nums)
 			if err != nil {
 				return err
 			}
@@ -212,11 +223,12 @@ checkpointed. Exit code 0 when there is nothing, 1 otherwise.`,
 		},
 	}
 	cmd.Flags().IntVar(&pid, "pid", 0, "the process")
+	cmd.Flags().StringArrayVar(&extra, "extra-file", nil, "`FD` comes from outside and is no obstacle (repeatable)")
 	return cmd
 }
 
-func check(ctx context.Context, pid int) (_ *Obstacles, err error) {
-	pod, err := newPod(logTo(), pid, "")
+func check(ctx context.Context, pid int, extra []int) (_ *Obstacles, err error) {
+	pod, err := newPod(logTo(), pid, "", extra)
 	if err != nil {
 		return nil, err
 	}

@@ -10,12 +10,18 @@ import (
 	"github.com/lampause/lampause/pause"
 )
 
-// setRanks tells the pod what belongs to process pid.
-func setRanks(pod *pause.Pod, pid int) ([]pause.Rank, error) {
+// setRanks tells the pod what belongs to process pid; extra are its
+// descriptors that come from outside, beside standard input and output.
+func setRanks(pod *pause.Pod, pid int, extra []int) ([]pause.Rank, error) {
 	externals, err := stdioOf(pid)
 	if err != nil {
 		return nil, err
 	}
+	more, err := extrasOf(pid, extra)
+	if err != nil {
+		return nil, err
+	}
+	externals = append(externals, more...)
 	ranks, err := ranksOf(pid)
 	if err != nil {
 		return nil, err
@@ -26,10 +32,10 @@ func setRanks(pod *pause.Pod, pid int) ([]pause.Rank, error) {
 
 // freezeAll begins a checkpoint. A process whose parent ended between the look
 // at the tree and the stop is found by another look.
-func freezeAll(ctx context.Context, pod *pause.Pod, pid int, epoch job.Epoch) error {
+func freezeAll(ctx context.Context, pod *pause.Pod, pid int, extra []int, epoch job.Epoch) error {
 	const tries = 20
 	for range tries {
-		ranks, err := setRanks(pod, pid)
+		ranks, err := setRanks(pod, pid, extra)
 		if err != nil {
 			return err
 		}

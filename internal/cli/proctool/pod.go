@@ -19,13 +19,13 @@ import (
 )
 
 // newPod returns a pod of process pid and what belongs to it.
-func newPod(cmdLog zerolog.Logger, pid int, files string) (*pause.Pod, error) {
+func newPod(cmdLog zerolog.Logger, pid int, files string, extra []int) (*pause.Pod, error) {
 	sys := kernel.New(nil)
 	p := pause.New(pause.Config{
 		Job: theJob, Node: "local", Incarnation: 1, Sys: sys, Files: files, Log: cmdLog,
 		Streams: stream.NewTree(sys, cmdLog),
 	})
-	if _, err := setRanks(p, pid); err != nil {
+	if _, err := setRanks(p, pid, extra); err != nil {
 		return nil, errors.Join(err, p.Close())
 	}
 	return p, nil

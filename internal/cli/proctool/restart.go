@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/lampause/lampause/image"
 	"github.com/lampause/lampause/internal/kernel"
@@ -35,7 +36,7 @@ type Restart struct {
 
 func newRestart() *cobra.Command {
 	var detach bool
-	var files, pidFile string
+	var o restartOptions
 	cmd := &cobra.Command{
 		Use:   "restart DIR[@EPOCH]",
 		Short: "Rebuild processes that are gone, from their image",
@@ -45,29 +46,75 @@ and ends with the program's exit code. Standard input, output and error are
 lam's own unless they were files.`,
 		Args: oneArg("DIR"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := filesWord(files); err != nil {
+			if err := filesWord(o.files); err != nil {
 				return err
 			}
 			if detach {
-				return detached(cmd, args[0], files, pidFile)
+				return detached(cmd, args[0], &o)
 			}
-			return restart(context.WithoutCancel(cmd.Context()), args[0], files, pidFile, func(r *Restart) error {
+			reported := false
+			err := restart(context.WithoutCancel(cmd.Context()), args[0], &o, func(r *Restart) error {
+				reported = true
+				if o.reportFD > 0 {
+					return reportTo(o.reportFD, r)
+				}
 				if !wantsJSON(cmd) {
 					return warn(cmd, r.Notes)
 				}
 				return printJSON(cmd.ErrOrStderr(), r)
 			})
+			if err != nil && !reported && o.reportFD > 0 {
+				return errors.Join(tell(o.reportFD, err), &exitError{code: codeOf(err)})
+			}
+			return err
 		},
 	}
 	f := cmd.Flags()
 	f.BoolVar(&detach, "detach", false, "return when the processes run; they go on without a terminal")
-	f.StringVar(&files, "files", "truncate", "open files: truncate (offset and length back), seek, verify, save")
-	f.StringVar(&pidFile, "pid-file", "", "file to write the program's pid to")
+	f.StringVar(&o.files, "files", "truncate", "open files: truncate (offset and length back), seek, verify, save")
+	f.StringVar(&o.pidFile, "pid-file", "", "file to write the program's pid to")
+	f.StringArrayVar(&o.extra, "extra-file", nil, "what replaces a descriptor that came from outside: `FD=PATH`, or FD=&N for lam's own (repeatable)")
+	f.IntVar(&o.reportFD, "report-fd", 0, "descriptor to write the report to, as JSON")
+	_ = f.MarkHidden("report-fd") //nolint:errcheck // the flag exists
 	return cmd
 }
 
+// restartOptions are the flags of restart.
+type restartOptions struct {
+	files, pidFile string
+	extra          []string
+	reportFD       int // of the command that runs us detached
+}
+
+// reportTo prints the report for the command that runs us and closes its pipe.
+func reportTo(fd int, r *Restart) error {
+	f := os.NewFile(uintptr(fd), "report")
+	return errors.Join(printJSON(f, r), f.Close())
+}
+
+// tell hands an error to the command that runs us, instead of a report.
+func tell(fd int, err error) error {
+	f := os.NewFile(uintptr(fd), "report")
+	_, werr := fmt.Fprintln(f, err)
+	return errors.Join(werr, f.Close())
+}
+
+// codeOf returns the exit code that goes with err.
+func codeOf(err error) int {
+	var coded *exitError
+	if errors.As(err, &coded) {
+		return coded.code
+	}
+	return job.ExitInternal
+}
+
 // restart rebuilds, tells started, and attends the processes until the end.
-func restart(ctx context.Context, arg, files, pidFile string, started func(*Restart) error) (err error) {
+func restart(ctx context.Context, arg string, o *restartOptions, started func(*Restart) error) (err error) {
+	extra, err := parseExtras(o.extra)
+	if err != nil {
+		return err
+	}
+	defer extra.close()
 	signals := takeSignals()
 	defer signal.Stop(signals)
 	img, err := openImage(arg)
@@ -89,7 +136,7 @@ func restart(ctx context.Context, arg, files, pidFile string, started func(*Rest
 	}
 	defer func() { err = errors.Join(err, n.Close()) }()
 	begin := time.Now()
-	built, err := rebuild(ctx, n, img, files)
+	built, err := rebuild(ctx, n, img, o.files, extra)
 	if err != nil {
 		return err
 	}
@@ -104,7 +151,7 @@ func restart(ctx context.Context, arg, files, pidFile string, started func(*Rest
 		return err
 	}
 	r.RestoreMS = rounded(msSince(begin))
-	if err := errors.Join(writePID(pidFile, r.PID), started(r)); err != nil {
+	if err := errors.Join(writePID(o.pidFile, r.PID), started(r)); err != nil {
 		return err
 	}
 	return attend(ctx, n, root, r.PID, signals)
@@ -132,7 +179,7 @@ func (r *rebuilt) close() error {
 }
 
 // rebuild restores the image with a seed in n.
-func rebuild(ctx context.Context, n *nsinit.Namespace, img *image.Reader, files string) (_ *rebuilt, err error) {
+func rebuild(ctx context.Context, n *nsinit.Namespace, img *image.Reader, files string, extra *extras) (_ *rebuilt, err error) {
 	host, err := image.LocalHost()
 	if err != nil {
 		return nil, err
@@ -151,7 +198,7 @@ func rebuild(ctx context.Context, n *nsinit.Namespace, img *image.Reader, files 
 		return nil, err
 	}
 	built, err := migrate.Restore(ctx, migrate.Config{
-		Sys: sys, Log: logTo(), Seeds: []migrate.Seed{seed}, Sources: outside{sockets},
+		Sys: sys, Log: logTo(), Seeds: []migrate.Seed{seed}, Sources: outside{sockets, extra},
 		Files: migrate.FilePolicy(files), Workers: workers, Owner: &host,
 	}, img)
 	if err != nil {
@@ -181,7 +228,10 @@ func startSeed(ctx context.Context, n *nsinit.Namespace) (_ migrate.Seed, done f
 
 // outside gives our own standard streams to the processes, and the connections
 // that were made for them.
-type outside struct{ sockets *stream.Restored }
+type outside struct {
+	sockets *stream.Restored
+	extra   *extras
+}
 
 // Descriptor implements migrate.Sources.
 func (o outside) Descriptor(_ context.Context, _ int, d *image.Description) (int, error) {
@@ -195,12 +245,15 @@ func (o outside) Descriptor(_ context.Context, _ int, d *image.Description) (int
 			return i, nil
 		}
 	}
+	if fd, ok, err := o.extra.get(d.External, d.Flags); ok {
+		return fd, err
+	}
 	return -1, fmt.Errorf("%w: %s %s has its other end outside of the image", image.ErrMismatch, d.Kind, d.External+d.Path)
 }
 
 // detached runs `restart` as a daemon of its own session and waits for its
-// report, which it writes to its stderr, a pipe of ours, as JSON.
-func detached(cmd *cobra.Command, arg, files, pidFile string) error {
+// report.
+func detached(cmd *cobra.Command, arg string, o *restartOptions) error {
 	exe, err := os.Executable()
 	if err != nil {
 		return err
@@ -210,11 +263,22 @@ func detached(cmd *cobra.Command, arg, files, pidFile string) error {
 		return err
 	}
 	defer r.Close() //nolint:errcheck // read only
-	c := exec.CommandContext(context.WithoutCancel(cmd.Context()), exe, "proc", "restart", "-o", "json", "--files", files, "--pid-file", pidFile, arg)
-	c.Stdout, c.Stderr = os.Stdout, w
-	if wantsJSON(cmd) {
-		c.Stdout = nil // our own stdout is for the report
+	const reportFD = 3
+	args := []string{"proc", "restart", "--files", o.files, "--pid-file", o.pidFile, "--report-fd", strconv.Itoa(reportFD)}
+	for _, e := range o.extra {
+		if strings.Contains(e, "=&") {
+			return errors.Join(usage("--extra-file %s: a detached restart has no descriptors of its caller; name a path", e), w.Close())
+		}
+		args = append(args, "--extra-file", e)
 	}
+	c := exec.CommandContext(context.WithoutCancel(cmd.Context()), exe, append(args, arg)...)
+	if keepsOutput(os.Stdout, wantsJSON(cmd)) {
+		c.Stdout = os.Stdout
+	}
+	if keepsOutput(os.Stderr, wantsJSON(cmd)) {
+		c.Stderr = os.Stderr
+	}
+	c.ExtraFiles = []*os.File{w}
 	c.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	err = c.Start()
 	if err = errors.Join(err, w.Close()); err != nil {
@@ -222,15 +286,32 @@ func detached(cmd *cobra.Command, arg, files, pidFile string) error {
 	}
 	text, got, err := firstDocument(r)
 	if err != nil {
-		waitErr := c.Wait()
-		var exit *exec.ExitError
-		if errors.As(waitErr, &exit) && exit.ExitCode() > 0 {
-			return &exitError{exit.ExitCode(), errors.New(strings.TrimPrefix(strings.TrimSpace(text), "lam: "))}
-		}
-		return fmt.Errorf("restart: %w", err)
+		return endedEarly(c, text, err)
 	}
 	if err := c.Process.Release(); err != nil {
 		return fmt.Errorf("restart: %w", err)
 	}
 	return report(cmd, got, strconv.Itoa(got.PID))
+}
+
+// endedEarly turns the end of a detached restart that did not report into an
+// error; it sends its own as text instead of a report.
+func endedEarly(c *exec.Cmd, text string, err error) error {
+	waitErr := c.Wait()
+	var exit *exec.ExitError
+	if errors.As(waitErr, &exit) && exit.ExitCode() > 0 {
+		return &exitError{exit.ExitCode(), errors.New(strings.TrimSpace(text))}
+	}
+	return fmt.Errorf("restart: %w", err)
+}
+
+// keepsOutput reports whether a detached program goes on writing to f, which
+// is our standard output or error: not to a terminal, and not to a pipe whose
+// reader wants a report and then its end.
+func keepsOutput(f *os.File, report bool) bool {
+	if st, err := f.Stat(); err != nil || report && !st.Mode().IsRegular() {
+		return false
+	}
+	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
+	return err != nil
 }

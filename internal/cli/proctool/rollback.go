@@ -24,6 +24,7 @@ type Rollback struct {
 func newRollback() *cobra.Command {
 	var pid int
 	var files string
+	var extra []string
 	cmd := &cobra.Command{
 		Use:   "rollback --pid P DIR[@EPOCH]",
 		Short: "Put live processes back to an image of theirs",
@@ -38,7 +39,11 @@ they were. The image is verified before anything is touched.`,
 			if err := filesWord(files); err != nil {
 				return err
 			}
-			r, err := rollback(cmd.Context(), pid, args[0], files)
+			nums, err := extraNumbers(extra)
+			if err != nil {
+				return err
+			}
+			r, err := rollback(cmd.Context(), pid, args[0], files, nums)
 			if err != nil {
 				return err
 			}
@@ -52,6 +57,7 @@ they were. The image is verified before anything is touched.`,
 	}
 	cmd.Flags().IntVar(&pid, "pid", 0, "the process")
 	cmd.Flags().StringVar(&files, "files", "truncate", "open files: truncate (offset and length back), seek, verify, save (contents back)")
+	cmd.Flags().StringArrayVar(&extra, "extra-file", nil, "`FD` comes from outside and stays as it is (repeatable)")
 	return cmd
 }
 
@@ -74,7 +80,7 @@ func warn(cmd *cobra.Command, notes []string) error {
 	return nil
 }
 
-func rollback(ctx context.Context, pid int, arg, files string) (_ *Rollback, err error) {
+func rollback(ctx context.Context, pid int, arg, files string, extra []int) (_ *Rollback, err error) {
 	img, err := openImage(arg)
 	if err != nil {
 		return nil, err
@@ -83,7 +89,7 @@ func rollback(ctx context.Context, pid int, arg, files string) (_ *Rollback, err
 	if err := img.Verify(ctx, workers); err != nil {
 		return nil, errors.Join(err, img.Close())
 	}
-	pod, err := newPod(logTo(), pid, files)
+	pod, err := newPod(logTo(), pid, files, extra)
 	if err != nil {
 		return nil, errors.Join(err, img.Close())
 	}
