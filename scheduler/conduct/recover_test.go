@@ -70,7 +70,10 @@ func text(a Action) string {
 
 func (s *stepped) find(what string) Action {
 	s.t.Helper()
-	i := slices.IndexFunc(s.open, func(a Action) bool { return text(a) == what })
+	i := len(s.open) - 1 // the newest try
+	for i >= 0 && text(s.open[i]) != what {
+		i--
+	}
 	if i < 0 {
 		var have []string
 		for _, a := range s.open {

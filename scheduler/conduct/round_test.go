@@ -261,12 +261,12 @@ func TestCopies(t *testing.T) {
 	if n := len(s.open); n != 4 {
 		t.Errorf("%d requests", n)
 	}
-	s.answer(Done{Failure: &Failure{Kind: FailedForGood, Text: "disk full"}}, "copy 0") // to n3; n2's may still come
+	s.answer(Done{Failure: &Failure{Kind: FailedForGood, Text: "disk full"}}, "copy 0") // to n2; the one to n3 may still come
 	if got := s.epochsSaid(); got != "begin" {
 		t.Errorf("while a copy is on its way: %s", got)
 	}
 	s.answer(Done{}, "copy 0")
-	if got := s.epochsSaid(); got != "begin, abandon: image of ranks [0 1] on n1 on 2 of 3 nodes: copy to n3: disk full" {
+	if got := s.epochsSaid(); got != "begin, abandon: image of ranks [0 1] on n1 on 2 of 3 nodes: copy to n2: disk full" {
 		t.Errorf("no node left: %s", got)
 	}
 	if drops := actionsOf[Drop](s.acts); len(drops) != 4 {
