@@ -13,7 +13,7 @@ import (
 	"strings"
 )
 
-//go:embed nas/*.c nas/*.h mpi/*.c
+//go:embed nas/*.c nas/*.h mpi/*.c mpi/*.sh
 var sources embed.FS
 
 // Kernels are the NAS kernels of this package and Classes their sizes, small
@@ -67,6 +67,20 @@ func unpack(dir string) error {
 		}
 		return os.WriteFile(filepath.Join(dir, filepath.Base(path)), text, 0o600)
 	})
+}
+
+// scripts writes the scripts of bench/mpi to dir, to be executed.
+func scripts(dir string) error {
+	for _, name := range []string{"plain.sh", "enter.sh"} {
+		text, err := sources.ReadFile("mpi/" + name)
+		if err == nil {
+			err = os.WriteFile(filepath.Join(dir, name), text, 0o700)
+		}
+		if err != nil {
+			return fmt.Errorf("bench: %w", err)
+		}
+	}
+	return nil
 }
 
 func compile(ctx context.Context, src, dir, name string) error {

@@ -167,20 +167,25 @@ func (o Outcome) Seconds() (float64, bool) {
 //
 // Expected errors: those of starting a process.
 func (c *Cluster) Start(ctx context.Context, each func(line string), args ...string) (*Run, error) {
-	return start(ctx, c.Env(), each, c.lam, append([]string{"run", "-v", "--stdin", "none"}, args...)...)
+	return start(command(ctx, c.Env(), c.lam, append([]string{"run", "-v", "--stdin", "none"}, args...)...), each)
 }
 
-func start(ctx context.Context, env []string, each func(string), program string, args ...string) (*Run, error) {
-	r := &Run{out: &lineBuffer{each: each}, id: make(chan job.ID, 1), ended: make(chan struct{})}
-	r.cmd = exec.CommandContext(ctx, program, args...)
-	r.cmd.Env = env
+// command prepares a launcher. When ctx ends it is asked to end its ranks.
+func command(ctx context.Context, env []string, program string, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, program, args...)
+	cmd.Env = env
+	cmd.WaitDelay = 5 * time.Second
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	return cmd
+}
+
+func start(cmd *exec.Cmd, each func(string)) (*Run, error) {
+	r := &Run{cmd: cmd, out: &lineBuffer{each: each}, id: make(chan job.ID, 1), ended: make(chan struct{})}
 	r.cmd.Stdout = r.out
 	r.cmd.Stderr = io.MultiWriter(&r.said, &jobFinder{found: r.id})
-	r.cmd.WaitDelay = 5 * time.Second
-	r.cmd.Cancel = func() error { return r.cmd.Process.Signal(syscall.SIGTERM) } // a launcher ends its ranks
 	r.start = time.Now()
 	if err := r.cmd.Start(); err != nil {
-		return nil, fmt.Errorf("bench: start %s: %w", program, err)
+		return nil, fmt.Errorf("bench: start %s: %w", cmd.Path, err)
 	}
 	go func() {
 		r.err = r.cmd.Wait()

@@ -13,102 +13,48 @@ import (
 	"github.com/lampause/lampause/job"
 )
 
-// launch measures starting `true`, in turns.
-func (s *Suite) launch(ctx context.Context) error {
-	var ours, theirs []float64
-	for range s.Rounds * 2 {
-		o, err := s.runLam(ctx, "off", "true")
-		if err != nil {
-			return err
-		}
-		h, err := s.runHydra(ctx, "true")
-		if err != nil {
-			return err
-		}
-		ours, theirs = append(ours, millis(o.Elapsed)), append(theirs, millis(h.Elapsed))
-	}
-	s.result.Launch = &Launch{LamMS: Summarize(ours), HydraMS: Summarize(theirs)}
-	return nil
-}
-
-// ratio compares the kernels without checkpoints, in pairs; who goes first
-// changes from pair to pair.
-func (s *Suite) ratio(ctx context.Context) error {
-	for _, kernel := range s.Kernels {
-		var ours, theirs []float64
-		for round := range s.Rounds {
-			runs := []func() error{
-				func() error {
-					o, err := s.runLam(ctx, "off", s.path(kernel))
-					return appendSeconds(&ours, o, err)
-				},
-				func() error {
-					o, err := s.runHydra(ctx, s.path(kernel))
-					return appendSeconds(&theirs, o, err)
-				},
-			}
-			if round%2 == 1 {
-				slices.Reverse(runs)
-			}
-			for _, run := range runs {
-				if err := run(); err != nil {
-					return fmt.Errorf("%s: %w", kernel, err)
-				}
-			}
-		}
-		s.result.Ratio = append(s.result.Ratio, RatioResult{
-			Kernel: kernel, LamS: Summarize(ours), HydraS: Summarize(theirs), RatioOf: Summarize(Ratios(ours, theirs)),
-		})
-	}
-	return nil
-}
-
-func appendSeconds(to *[]float64, o Outcome, err error) error {
-	if err != nil {
-		return err
-	}
-	v, ok := o.Seconds()
-	if !ok {
-		return fmt.Errorf("no line \"# time\" in %q", o.Stdout)
-	}
-	*to = append(*to, v)
-	return nil
-}
-
-// Settings of the overhead part: a run lasts for two intervals.
+// Settings of the overhead part: a run lasts for a little more than two
+// intervals, so that it has two checkpoints.
 const (
 	overheadInterval = 30.0 // seconds
+	overheadRuns     = 2.15 // intervals
 	overheadDirtyMB  = 64   // per rank and interval
+	overheadPairs    = 2
 )
 
-// overhead compares runs of the ballast with and without checkpoints.
+// overhead compares runs of the ballast with and without checkpoints, in turns.
 func (s *Suite) overhead(ctx context.Context) error {
-	// How many steps fill an interval is found by a short run.
-	const probe = 2000
-	o, err := s.runLam(ctx, "off", s.ballastArgs(64, probe)...)
+	perSecond, err := s.stepsPerSecond(ctx)
 	if err != nil {
 		return err
 	}
-	took, ok := o.Seconds()
-	if !ok || took <= 0 {
-		return errors.New("the program tells no time")
-	}
-	steps := int(probe / took * overheadInterval * 2.2)
-	// 64 MB per interval, spread over its steps, at least 1 KB in each.
-	dirtyKB := max(1, overheadDirtyMB*1024/max(1, steps/2))
+	perInterval := perSecond * overheadInterval
+	// The dirty memory of an interval is spread over its steps, at least 1 KB in each.
+	dirtyKB := max(1, int(overheadDirtyMB*1024/perInterval))
+	args := s.ballastArgs(dirtyKB, int(perInterval*overheadRuns))
 	after, err := s.cluster.LastEvent(ctx)
 	if err != nil {
 		return err
 	}
 	var with, without []float64
-	for range max(1, s.Rounds/2) {
-		o, err := s.runLam(ctx, "off", s.ballastArgs(dirtyKB, steps)...)
-		if err := appendSeconds(&without, o, err); err != nil {
-			return err
+	for pair := range overheadPairs {
+		runs := []func() error{
+			func() error {
+				o, err := s.runLam(ctx, "off", args...)
+				return appendSeconds(&without, o, err)
+			},
+			func() error {
+				o, err := s.runLam(ctx, fmt.Sprintf("%.0fs", overheadInterval), args...)
+				return appendSeconds(&with, o, err)
+			},
 		}
-		o, err = s.runLam(ctx, "30s", s.ballastArgs(dirtyKB, steps)...)
-		if err := appendSeconds(&with, o, err); err != nil {
-			return err
+		if pair%2 == 1 {
+			slices.Reverse(runs)
+		}
+		for _, run := range runs {
+			if err := run(); err != nil {
+				return err
+			}
 		}
 	}
 	epochs, err := s.eventsAfter(ctx, after, "checkpoint.committed")
@@ -120,6 +66,26 @@ func (s *Suite) overhead(ctx context.Context) error {
 		RatioOf: Summarize(Ratios(with, without)), Epochs: len(epochs),
 	}
 	return nil
+}
+
+// stepsPerSecond finds how fast the ballast runs, with steps of 1 KB.
+func (s *Suite) stepsPerSecond(ctx context.Context) (float64, error) {
+	const enough = 2.0 // seconds
+	for steps := 4000; ; steps *= 4 {
+		o, err := s.runLam(ctx, "off", s.ballastArgs(1, steps)...)
+		if err != nil {
+			return 0, err
+		}
+		took, ok := o.Seconds()
+		switch {
+		case !ok:
+			return 0, errors.New("the program tells no time")
+		case took >= enough:
+			return float64(steps) / took, nil
+		case steps > endless/4:
+			return 0, fmt.Errorf("%d steps take %.3f s only", steps, took)
+		}
+	}
 }
 
 func (s *Suite) eventsAfter(ctx context.Context, after uint64, name string) ([]control.Event, error) {
@@ -262,7 +228,7 @@ func (s *Suite) sameDigests(ctx context.Context, r *Run) (bool, error) {
 	if last == 0 {
 		return false, errors.New("the job printed no digest")
 	}
-	o, err := s.runHydra(ctx, s.ballastArgs(64, last)...)
+	o, err := s.runLoop(ctx, s.Ranks, timed, s.ballastArgs(64, last)...)
 	if err != nil {
 		return false, err
 	}

@@ -5,14 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -39,8 +37,15 @@ type Suite struct {
 	result  Result
 }
 
+// DefaultKernels are what the ratio is measured with: cg sends small messages
+// all the time, mg large ones, ep hardly any.
+const DefaultKernels = "cg.A cg.B mg.A ep.A"
+
 // AllParts names the parts of a Suite, in the order in which they run.
-const AllParts = "launch ratio overhead stall recovery restart"
+const AllParts = "launch ratio netpipe overhead stall recovery restart"
+
+// quietLoad is the load average above which others disturb the measurement.
+const quietLoad = 0.5
 
 // Result is what a Suite measured. Absent parts were not asked for.
 type Result struct {
@@ -48,6 +53,7 @@ type Result struct {
 	Ranks    int           `json:"ranks"`
 	Launch   *Launch       `json:"launch,omitempty"`
 	Ratio    []RatioResult `json:"ratio,omitempty"`
+	NetPIPE  []NetPIPE     `json:"netpipe,omitempty"`
 	Overhead *Overhead     `json:"overhead,omitempty"`
 	Stall    *Stall        `json:"stall,omitempty"`
 	Recovery *Recovery     `json:"recovery,omitempty"`
@@ -61,22 +67,10 @@ type Machine struct {
 	Kernel string `json:"kernel"`
 	Root   bool   `json:"root"`
 	Date   string `json:"date"`
-}
 
-// Launch compares starting a program that does nothing, in milliseconds.
-type Launch struct {
-	LamMS   Sample `json:"lam_ms"`
-	HydraMS Sample `json:"hydra_ms"`
-}
-
-// RatioResult compares one kernel without checkpoints under lam and under
-// mpiexec.hydra with the same transport, in seconds as the kernel measures
-// itself.
-type RatioResult struct {
-	Kernel  string `json:"kernel"`
-	LamS    Sample `json:"lam_s"`
-	HydraS  Sample `json:"hydra_s"`
-	RatioOf Sample `json:"ratio"` // of the pairs
+	// Load is the load average of the last minute before the start; a quiet
+	// machine has nearly none.
+	Load float64 `json:"load"`
 }
 
 // Overhead compares runs with and without checkpoints, in seconds.
@@ -125,7 +119,13 @@ func (s *Suite) Run(ctx context.Context) (Result, error) {
 	defer func() { _ = os.RemoveAll(dir) }()
 	s.dir = dir
 	s.result = Result{Machine: thisMachine(), Ranks: s.Ranks}
+	if s.result.Machine.Load > quietLoad {
+		s.Log.Warn().Float64("load", s.result.Machine.Load).Msg("the machine is not quiet; the figures will be worse than they could be")
+	}
 	if err := Build(ctx, dir, append([]string{Ballast}, s.Kernels...)...); err != nil {
+		return s.result, err
+	}
+	if err := scripts(dir); err != nil {
 		return s.result, err
 	}
 	// One node per rank, at least three to agree, and a spare.
@@ -156,6 +156,8 @@ func (s *Suite) part(name string) func(context.Context) error {
 		return s.launch
 	case "ratio":
 		return s.ratio
+	case "netpipe":
+		return s.netpipe
 	case "overhead":
 		return s.overhead
 	case "stall":
@@ -183,7 +185,7 @@ func (s *Suite) complete() error {
 		s.MB = 500
 	}
 	if len(s.Kernels) == 0 {
-		s.Kernels = []string{"cg.B", "mg.B", "ep.A"}
+		s.Kernels = strings.Fields(DefaultKernels)
 	}
 	for _, p := range s.Parts {
 		if !hasWord(AllParts, p) {
@@ -191,69 +193,6 @@ func (s *Suite) complete() error {
 		}
 	}
 	return nil
-}
-
-// lamArgs and hydraArgs start the same thing in the same way: TCP for all
-// traffic, one rank after another, the same environment otherwise.
-func (s *Suite) lamArgs(interval string, words ...string) []string {
-	return append([]string{"-n", strconv.Itoa(s.Ranks), "-ppn", "1", "-q", "--ckpt-interval", interval, "--on-failure", "pause"}, words...)
-}
-
-func (s *Suite) hydraArgs(words ...string) []string {
-	args := []string{"-n", strconv.Itoa(s.Ranks)}
-	for _, kv := range [][2]string{{"UCX_TLS", "tcp,self"}, {"UCX_NET_DEVICES", "lo"}, {"HWLOC_COMPONENTS", "-gl"}, {"MPIR_CVAR_NOLOCAL", "1"}} {
-		args = append(args, "-genv", kv[0], kv[1])
-	}
-	return append(args, words...)
-}
-
-// runLam runs a program to its end under lam.
-func (s *Suite) runLam(ctx context.Context, interval string, words ...string) (Outcome, error) {
-	r, err := s.cluster.Start(ctx, nil, s.lamArgs(interval, words...)...)
-	if err != nil {
-		return Outcome{}, err
-	}
-	return good(r.Wait())
-}
-
-// runHydra runs a program to its end under MPICH's own launcher.
-func (s *Suite) runHydra(ctx context.Context, words ...string) (Outcome, error) {
-	hydra, err := exec.LookPath("mpiexec.hydra")
-	if err != nil {
-		return Outcome{}, fmt.Errorf("%w: mpiexec.hydra is not in PATH", ErrNoCompiler)
-	}
-	// MPI_Finalize of MPICH over UCX's TCP may hang under its own launcher: a
-	// rank waits for one that does not listen any more. What the program had to
-	// tell has been told by then, so the run is ended.
-	run, cancel := context.WithCancel(ctx)
-	defer cancel()
-	var told atomic.Bool
-	finished := func(line string) {
-		if strings.HasPrefix(line, "# time") && !told.Swap(true) {
-			time.AfterFunc(finalizeLimit, cancel)
-		}
-	}
-	r, err := start(run, s.cluster.Env(), finished, hydra, s.hydraArgs(words...)...)
-	if err != nil {
-		return Outcome{}, err
-	}
-	o, err := r.Wait()
-	if told.Load() && run.Err() != nil && ctx.Err() == nil {
-		s.Log.Warn().Str("program", filepath.Base(words[0])).Msg("hangs in MPI_Finalize under mpiexec.hydra; ended")
-		o.Code, err = 0, nil
-	}
-	return good(o, err)
-}
-
-// finalizeLimit is how long a program may take to end after its last line.
-const finalizeLimit = 2 * time.Second
-
-// good makes an error of a failed program.
-func good(o Outcome, err error) (Outcome, error) {
-	if err == nil && (o.Code != 0 || strings.Contains(o.Stdout, "VERIFICATION FAILED")) {
-		err = fmt.Errorf("exit code %d: %s%s", o.Code, o.Stdout, o.Stderr)
-	}
-	return o, err
 }
 
 func (s *Suite) path(program string) string { return filepath.Join(s.dir, program) }
@@ -272,12 +211,20 @@ func thisMachine() Machine {
 			}
 		}
 	}
+	if text, err := os.ReadFile("/proc/loadavg"); err == nil {
+		_, _ = fmt.Sscanf(string(text), "%f", &m.Load)
+	}
 	return m
 }
 
+// digestEvery is how many steps a digest is printed after: often enough that
+// one is on its way at any moment of a recovery, seldom enough that printing is
+// not what is measured.
+const digestEvery = "500"
+
 // ballastArgs are the words of the ballast program with mb megabytes in all.
 func (s *Suite) ballastArgs(dirtyKB, steps int) []string {
-	return []string{s.path(Ballast), strconv.Itoa(max(1, s.MB/s.Ranks)), strconv.Itoa(dirtyKB), strconv.Itoa(steps), "50"}
+	return []string{s.path(Ballast), strconv.Itoa(max(1, s.MB/s.Ranks)), strconv.Itoa(dirtyKB), strconv.Itoa(steps), digestEvery}
 }
 
 // endless is a number of steps that no measurement reaches.
@@ -285,7 +232,7 @@ const endless = 1 << 30
 
 // background starts a ballast job that lasts until kill is called.
 func (s *Suite) background(ctx context.Context, interval string) (id job.ID, r *Run, kill func(), err error) {
-	r, err = s.cluster.Start(ctx, nil, s.lamArgs(interval, s.ballastArgs(64, endless)...)...)
+	r, err = s.cluster.Start(ctx, nil, lamArgs(s.Ranks, interval, s.ballastArgs(64, endless)...)...)
 	if err != nil {
 		return 0, nil, nil, err
 	}

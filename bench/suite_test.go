@@ -2,16 +2,14 @@ package bench
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
+	"io"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/rs/zerolog"
 
 	"github.com/lampause/lampause/job"
 )
@@ -96,7 +94,7 @@ func TestSuiteRefuses(t *testing.T) {
 }
 
 func TestStartReportsALauncherThatFails(t *testing.T) {
-	r, err := start(t.Context(), os.Environ(), nil, "sh", "-c", "echo no cluster >&2; exit 69")
+	r, err := start(command(t.Context(), os.Environ(), "sh", "-c", "echo no cluster >&2; exit 69"), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -112,59 +110,64 @@ func TestWriteTable(t *testing.T) {
 	s := Summarize([]float64{1, 2, 3})
 	r := Result{
 		Ranks: 4, Machine: Machine{Cores: 4, CPU: "cpu", Kernel: "6.18", Root: true, Date: "2026-01-01"},
-		Launch: &Launch{LamMS: s, HydraMS: s}, Ratio: []RatioResult{{Kernel: "cg.B", LamS: s, HydraS: s, RatioOf: s}},
+		Launch: &Launch{LamMS: s, LoopMS: s}, Ratio: []RatioResult{{Kernel: "cg.B", LamS: s, PlainS: s, LoopS: s, ToPlain: s, ToLoop: s}},
+		NetPIPE:  []NetPIPE{{Bytes: 8, LamUS: s, PlainUS: s, LoopUS: s, ToPlain: s, ToLoop: s}},
 		Overhead: &Overhead{IntervalS: 30, DirtyMB: 64, WithS: s, WithoutS: s, RatioOf: s, Epochs: 4},
 		Stall:    &Stall{MB: 500, Parts: map[string]Sample{"stall_ms": s, "write_ms": Summarize([]float64{500}), "copy_ms": Summarize([]float64{10})}},
 		Recovery: &Recovery{MB: 500, Parts: map[string]Sample{"total": s}, PauseMS: s, Equal: true},
 		Restart:  &Restart{RestartMS: s, RebootMS: s, PauseToRestart: 0.3, PauseToReboot: 0.1},
 	}
-	var out bytes.Buffer
-	if err := WriteTable(&out, r); err != nil {
-		t.Fatal(err)
+	print := func(format string) string {
+		t.Helper()
+		var out bytes.Buffer
+		if err := Write(&out, r, format); err != nil {
+			t.Fatal(err)
+		}
+		return out.String()
 	}
-	for _, want := range []string{"4 ranks, 4 cores, cpu, Linux 6.18, as root", "checkpoint of 500 MB: stall", "digests equal", "cg.B without checkpoints", "0.100"} {
-		if !strings.Contains(out.String(), want) {
-			t.Errorf("no %q in\n%s", want, out.String())
+	table := print(Table)
+	for _, want := range []string{
+		"4 ranks, 4 cores, cpu, Linux 6.18, as root", "stall of a checkpoint of 500 MB", "digests equal",
+		"cg.B without checkpoints", "NetPIPE, 8 bytes", "0.100", "missed", "met",
+	} {
+		if !strings.Contains(table, want) {
+			t.Errorf("no %q in\n%s", want, table)
 		}
 	}
-	if i, j := strings.Index(out.String(), "  write"), strings.Index(out.String(), "  copy"); i < 0 || j < i {
-		t.Errorf("parts are not sorted by size:\n%s", out.String())
+	if i, j := strings.Index(table, "  write"), strings.Index(table, "  copy"); i < 0 || j < i {
+		t.Errorf("parts are not sorted by size:\n%s", table)
+	}
+	if md := print(Markdown); !strings.Contains(md, "| – ratio to plain nodes | 2.000 (1.000 to 3.000, 3) | <= 1.00 + 0.02 noise | **missed** |") {
+		t.Errorf("markdown:\n%s", md)
+	}
+	var back struct {
+		Ranks int
+		Rows  []Row
+	}
+	if err := json.Unmarshal([]byte(print(JSON)), &back); err != nil || back.Ranks != 4 || len(back.Rows) != len(r.Rows()) {
+		t.Errorf("JSON: %+v, %v", back, err)
+	}
+	if err := Write(io.Discard, r, "xml"); err == nil || !strings.Contains(err.Error(), "table, md or json") {
+		t.Error(err)
 	}
 }
 
-// lamProgram is the built lam, as `./run test` and `./run bench` provide it.
-func lamProgram(tb testing.TB) string {
-	tb.Helper()
-	dir := os.Getenv("LAM_BIN")
-	if dir == "" {
-		tb.Skip("needs built programs: set LAM_BIN (./run test does)")
+func TestVerdicts(t *testing.T) {
+	s := Summarize([]float64{20})
+	r := Result{Recovery: &Recovery{MB: 500, PauseMS: s}, Stall: &Stall{MB: 500, Parts: map[string]Sample{"stall_ms": s}}}
+	var got []string
+	for _, x := range r.Rows() {
+		got = append(got, x.Verdict)
 	}
-	lam, err := filepath.Abs(filepath.Join(dir, "lam"))
-	if err != nil {
-		tb.Fatal(err)
+	// A recovery with other digests is none, however fast.
+	if d := cmp.Diff([]string{Met, Missed}, got); d != "" {
+		t.Error(d)
 	}
-	for _, tool := range []string{lam, "mpicc", "mpiexec.hydra"} {
-		if _, err := exec.LookPath(tool); err != nil {
-			tb.Skipf("needs %s: %v", tool, err)
-		}
-	}
-	return lam
 }
 
-// BenchmarkSuite measures everything once; it takes about ten minutes.
-func BenchmarkSuite(b *testing.B) {
-	lam := lamProgram(b)
-	for b.Loop() {
-		s := Suite{Lam: lam, Rounds: 3, Log: zerolog.New(zerolog.NewTestWriter(b))}
-		r, err := s.Run(b.Context())
-		var table bytes.Buffer
-		if werr := WriteTable(&table, r); werr != nil {
-			b.Fatal(werr)
-		}
-		b.Log("\n" + table.String())
-		if err != nil {
-			b.Fatal(err)
-		}
+func TestNetPIPETimes(t *testing.T) {
+	got := netpipeTimes("Now starting the main loop\n  0:       8 bytes    300 times -->      8.82 Mbps in       6.92 usec\n 39: 1048576 bytes      7 times -->  31452.96 Mbps in     254.35 usec\n")
+	if d := cmp.Diff(map[int]float64{8: 6.92, 1048576: 254.35}, got); d != "" {
+		t.Error(d)
 	}
-	b.ReportMetric(float64(b.Elapsed().Round(time.Second))/float64(time.Second), "s/suite")
 }

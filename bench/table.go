@@ -1,87 +1,93 @@
 package bench
 
 import (
-	"cmp"
+	"encoding/json"
 	"fmt"
 	"io"
-	"maps"
-	"slices"
 	"strings"
 	"text/tabwriter"
 )
 
-// WriteTable prints a Result for people.
+// Formats of Write.
+const (
+	Table    = "table" // for people at a terminal
+	Markdown = "md"    // for docs/measurements.md
+	JSON     = "json"  // the Result, with its rows
+)
+
+// Write prints a Result in one of the formats.
 //
-// Expected errors: those of w.
-func WriteTable(w io.Writer, r Result) error {
-	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
-	line := func(format string, args ...any) { _, _ = fmt.Fprintf(t, format+"\n", args...) } // kept for Flush
-	who := "an ordinary user"
-	if r.Machine.Root {
-		who = "root"
+// Expected errors: another format; those of w.
+func Write(w io.Writer, r Result, format string) error {
+	var err error
+	switch format {
+	case Table:
+		err = writeTable(w, r)
+	case Markdown:
+		err = writeMarkdown(w, r)
+	case JSON:
+		e := json.NewEncoder(w)
+		e.SetIndent("", "  ")
+		err = e.Encode(struct {
+			Result
+			Rows []Row `json:"rows"`
+		}{r, r.Rows()})
+	default:
+		return fmt.Errorf("bench: format %q: not %s, %s or %s", format, Table, Markdown, JSON)
 	}
-	line("%d ranks, %d cores, %s, Linux %s, as %s, %s", r.Ranks, r.Machine.Cores, r.Machine.CPU, r.Machine.Kernel, who, r.Machine.Date)
-	line("\nMEASUREMENT\tUNIT\tMEDIAN\tMIN\tMAX\tN\tNOTE")
-	row := func(name, unit string, s Sample, note string) {
-		line("%s\t%s\t%s\t%s\t%s\t%d\t%s", name, unit, figure(s.Median), figure(s.Min), figure(s.Max), s.N, note)
-	}
-	if l := r.Launch; l != nil {
-		row("launch of true", "ms", l.LamMS, "")
-		row("  mpiexec.hydra", "ms", l.HydraMS, "")
-	}
-	for _, k := range r.Ratio {
-		row(k.Kernel+" without checkpoints", "s", k.LamS, "")
-		row("  mpiexec.hydra", "s", k.HydraS, "same transport")
-		row("  ratio", "", k.RatioOf, "aim <= 1.00")
-	}
-	if o := r.Overhead; o != nil {
-		row("run without checkpoints", "s", o.WithoutS, "")
-		row(fmt.Sprintf("  every %.0f s", o.IntervalS), "s", o.WithS, fmt.Sprintf("%d epochs, %d MB dirty per rank and interval", o.Epochs, o.DirtyMB))
-		row("  ratio", "", o.RatioOf, "aim <= 1.02")
-	}
-	if s := r.Stall; s != nil {
-		parts(row, fmt.Sprintf("checkpoint of %d MB: ", s.MB), s.Parts, "stall_ms", "aim <= 30 ms at 500 MB")
-	}
-	if c := r.Recovery; c != nil {
-		equal := "digests equal"
-		if !c.Equal {
-			equal = "DIGESTS DIFFER"
-		}
-		row(fmt.Sprintf("recovery at %d MB, without detection and fence", c.MB), "ms", c.PauseMS, "aim <= 150; "+equal)
-		parts(row, "  ", c.Parts, "total", "")
-	}
-	if s := r.Restart; s != nil {
-		row("whole-job restart from images", "ms", s.RestartMS, ratioNote(s.PauseToRestart))
-		row("  halt and boot before it", "ms", s.RebootMS, "")
-		line("pause / restart with reboot\t\t%s\t\t\t\taim <= 0.2", figure(s.PauseToReboot))
-	}
-	if err := t.Flush(); err != nil {
+	if err != nil {
 		return fmt.Errorf("bench: print: %w", err)
 	}
 	return nil
 }
 
-func ratioNote(v float64) string {
-	if v == 0 {
-		return ""
+// where says where the figures come from.
+func (r Result) where() string {
+	who := "an ordinary user"
+	if r.Machine.Root {
+		who = "root"
 	}
-	return "pause / restart = " + figure(v)
+	return fmt.Sprintf("%d ranks, %d cores, %s, Linux %s, as %s, %s, load %.2f at the start",
+		r.Ranks, r.Machine.Cores, r.Machine.CPU, r.Machine.Kernel, who, r.Machine.Date, r.Machine.Load)
 }
 
-// parts prints the samples of a map, the one called first before the others,
-// which follow by size.
-func parts(row func(name, unit string, s Sample, note string), prefix string, m map[string]Sample, first, note string) {
-	if s, ok := m[first]; ok {
-		row(prefix+strings.TrimSuffix(first, "_ms"), "ms", s, note)
+func writeTable(w io.Writer, r Result) error {
+	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
+	_, _ = fmt.Fprintf(t, "%s\n\nMEASUREMENT\tUNIT\tMEDIAN\tMIN\tMAX\tN\tBAR\tVERDICT\tNOTE\n", r.where()) // kept for Flush
+	for _, x := range r.Rows() {
+		s := x.Sample
+		_, _ = fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%d\t%s\t%s\t%s\n",
+			x.Name, x.Unit, figure(s.Median), figure(s.Min), figure(s.Max), s.N, x.Bar, x.Verdict, x.Note)
 	}
-	names := slices.SortedFunc(maps.Keys(m), func(a, b string) int {
-		return cmp.Or(cmp.Compare(m[b].Median, m[a].Median), cmp.Compare(a, b))
-	})
-	for _, name := range names {
-		if name != first {
-			row("  "+strings.TrimSuffix(name, "_ms"), "ms", m[name], "")
+	return t.Flush()
+}
+
+// writeMarkdown prints the table of docs/measurements.md. Parts are indented by
+// a dash.
+func writeMarkdown(w io.Writer, r Result) error {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s. Medians (minimum to maximum, number of runs).\n\n| what | measured | bar | verdict |\n|---|---|---|---|\n", r.where())
+	for _, x := range r.Rows() {
+		name := x.Name
+		if part, ok := strings.CutPrefix(name, "  "); ok {
+			name = "– " + part
 		}
+		s := x.Sample
+		value := strings.TrimSuffix(figure(s.Median)+" "+x.Unit, " ")
+		if s.N > 1 {
+			value += fmt.Sprintf(" (%s to %s, %d)", figure(s.Min), figure(s.Max), s.N)
+		}
+		if x.Note != "" {
+			value += "; " + x.Note
+		}
+		verdict := x.Verdict
+		if verdict == Missed {
+			verdict = "**" + verdict + "**"
+		}
+		fmt.Fprintf(&b, "| %s | %s | %s | %s |\n", name, value, x.Bar, verdict)
 	}
+	_, err := io.WriteString(w, b.String())
+	return err
 }
 
 func figure(v float64) string {

@@ -1,14 +1,17 @@
-// Command run measures lampause on this machine: go run ./bench/run. It prints
-// a table, and with -json FILE writes the figures there. It needs bin/lam and
-// bin/lamd (make build), MPICH, and a quiet machine; it refuses to run more
-// ranks than there are cores.
+// Command run measures lampause on this machine: ./run bench. It prints a table
+// (-o md: that of docs/measurements.md; -o json: everything) and with -json FILE
+// writes the figures there. It needs bin/lam and bin/lamd (./run build), MPICH,
+// NetPIPE and a quiet machine; it refuses to run more ranks than there are
+// cores.
 package main
 
 import (
+	"bytes"
 	"context"
-	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -24,13 +27,14 @@ func main() { os.Exit(run()) }
 
 func run() int {
 	var s bench.Suite
-	var kernels, parts, out string
+	var kernels, parts, out, format string
 	flag.StringVar(&s.Lam, "lam", filepath.Join(os.Getenv("LAM_BIN"), "lam"), "the lam program (default: in $LAM_BIN, else bin/lam)")
 	flag.IntVar(&s.Ranks, "ranks", 0, "number of ranks (default: the cores, at most 4)")
 	flag.IntVar(&s.Rounds, "rounds", 5, "repetitions")
 	flag.IntVar(&s.MB, "mb", 500, "memory of all ranks together for stall and recovery, MB")
-	flag.StringVar(&kernels, "kernels", "cg.B,mg.B,ep.A", "NAS kernels for the ratio")
+	flag.StringVar(&kernels, "kernels", bench.DefaultKernels, "NAS kernels for the ratio")
 	flag.StringVar(&parts, "parts", "", "what to measure, of: "+bench.AllParts+" (default: all)")
+	flag.StringVar(&format, "o", bench.Table, "what to print: table, md or json")
 	flag.StringVar(&out, "json", "", "write the figures to this file")
 	flag.Parse()
 	if s.Lam == "lam" {
@@ -44,7 +48,7 @@ func run() int {
 	lam, err := filepath.Abs(s.Lam)
 	if err == nil {
 		s.Lam = lam
-		err = measure(ctx, &s, out)
+		err = measure(ctx, &s, format, out)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -58,21 +62,18 @@ func words(list string) []string {
 }
 
 // measure runs the suite and prints what it has, also after an error.
-func measure(ctx context.Context, s *bench.Suite, out string) error {
+func measure(ctx context.Context, s *bench.Suite, format, out string) error {
+	if err := bench.Write(io.Discard, bench.Result{}, format); err != nil { // before all the work
+		return err
+	}
 	result, failed := s.Run(ctx)
-	if result.Ranks > 0 {
-		if err := bench.WriteTable(os.Stdout, result); err != nil {
-			return err
-		}
+	if result.Ranks == 0 {
+		return failed
 	}
+	errs := []error{failed, bench.Write(os.Stdout, result, format)}
 	if out != "" {
-		text, err := json.MarshalIndent(result, "", "  ")
-		if err != nil {
-			return err
-		}
-		if err := os.WriteFile(out, append(text, '\n'), 0o644); err != nil {
-			return err
-		}
+		var text bytes.Buffer
+		errs = append(errs, bench.Write(&text, result, bench.JSON), os.WriteFile(out, text.Bytes(), 0o644))
 	}
-	return failed
+	return errors.Join(errs...)
 }
