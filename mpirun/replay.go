@@ -81,7 +81,11 @@ func (r *replay) take(o podapi.Output) error {
 		r.streams[name] = s
 	}
 	if o.Offset > s.end {
-		r.notice(fmt.Sprintf("%s: %d bytes are missing here", describe(name), o.Offset-s.end))
+		if s.end == 0 {
+			r.notice(fmt.Sprintf("%s: the first %d bytes are not kept any more", describe(name), o.Offset))
+		} else {
+			r.notice(fmt.Sprintf("%s: %d bytes are missing here", describe(name), o.Offset-s.end))
+		}
 		s.end, s.window = o.Offset, nil
 	}
 	s.next = o.Offset

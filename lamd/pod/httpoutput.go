@@ -32,6 +32,7 @@ func (s *supervisor) getOutput(w http.ResponseWriter, r *http.Request) {
 		fail(w, http.StatusBadRequest, job.ExitUsage, err)
 		return
 	}
+	defer s.out.follow(c)()
 	follow := r.URL.Query().Get("follow") != "0"
 	enc, flush := jsonLines(w)
 	for {

@@ -32,6 +32,8 @@ type outStream struct {
 	write *os.File // what the rank inherits; kept, so that a killed rank does not end the stream
 	file  *os.File
 	base  int64 // offset of the file's first byte
+	low   int64 // offset of the first byte that is kept, base or higher
+	seen  int64 // the highest offset that a reader came to
 	size  int64 // offset of the next byte
 	eof   bool  // the rank has ended and everything was read
 }
@@ -53,14 +55,15 @@ type outputs struct {
 	changed chan struct{} // closed and replaced when anything changes
 	rewinds []rewind
 	gen     int                 // number of rewinds
-	covered map[streamKey]int64 // what the newest committed epoch covers, see cursor.covered
+	covered map[streamKey]int64 // what the newest committed epoch covers, see cursor.covered; nil before the first
+	readers map[*cursor]bool    // that follow now
 }
 
 func newOutputs(dir string, ranks []job.Rank) (*outputs, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("outputs: %w", err)
 	}
-	o := &outputs{dir: dir, streams: map[streamKey]*outStream{}, changed: make(chan struct{})}
+	o := &outputs{dir: dir, streams: map[streamKey]*outStream{}, changed: make(chan struct{}), readers: map[*cursor]bool{}}
 	for _, r := range ranks {
 		for fd := 1; fd <= 2; fd++ {
 			s, err := o.open(streamKey{r, fd})
@@ -245,13 +248,13 @@ func (o *outputs) rewindTo(at map[streamKey]int64) error {
 	defer o.mu.Unlock()
 	for k, off := range at {
 		s := o.streams[k]
-		if s == nil || off > s.size || off < s.base {
+		if s == nil || off > s.size || off < s.low {
 			return fmt.Errorf("rewind output of rank %d: offset %d is not kept", k.rank, off)
 		}
 		if err := s.file.Truncate(off - s.base); err != nil {
 			return fmt.Errorf("rewind output of rank %d: %w", k.rank, err)
 		}
-		s.size, s.eof = off, false
+		s.size, s.eof, s.seen = off, false, min(s.seen, off)
 	}
 	o.gen++
 	o.rewinds = append(o.rewinds, rewind{gen: o.gen, at: at})
@@ -265,7 +268,7 @@ func (o *outputs) tail(k streamKey, from, to int64) (int64, []byte, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	s := o.streams[k]
-	from = max(from, s.base)
+	from = max(from, s.low)
 	if to < from {
 		return to, nil, nil
 	}
@@ -291,7 +294,7 @@ func (o *outputs) seed(k streamKey, base int64, data []byte) error {
 	if err := s.file.Truncate(int64(len(data))); err != nil {
 		return fmt.Errorf("output of rank %d: %w", k.rank, err)
 	}
-	s.base, s.size = base, base+int64(len(data))
+	s.base, s.low, s.seen, s.size = base, base, base, base+int64(len(data))
 	o.notify()
 	return nil
 }
@@ -307,15 +310,6 @@ type cursor struct {
 	covered bool // it gets only what no rollback takes back; the rest is in the archive of the ended job
 }
 
-// cover lets readers of committed output see the bytes below the offsets: an
-// epoch that was taken there is committed.
-func (o *outputs) cover(at map[streamKey]int64) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.covered = at
-	o.notify()
-}
-
 // next returns the frames that a reader has not seen, at most one per stream,
 // and a channel that tells when there may be more; done says that every stream
 // that it follows has ended.
@@ -326,8 +320,8 @@ func (o *outputs) next(c *cursor) (frames []podapi.Output, more <-chan struct{},
 	done = true
 	for k, pos := range c.pos {
 		s := o.streams[k]
-		if pos < s.base {
-			pos = s.base // lost with a node before it was read
+		if pos < s.low {
+			pos = s.low // lost with a node before it was read, or not kept any more
 		}
 		end := s.size
 		if c.covered {
@@ -342,12 +336,16 @@ func (o *outputs) next(c *cursor) (frames []podapi.Output, more <-chan struct{},
 			}
 		}
 		c.pos[k] = pos + max(n, 0)
+		s.seen = max(s.seen, min(c.pos[k], s.size))
 		f.EOF = s.eof && c.pos[k] == s.size && !c.covered // a rollback may yet take the end back
 		if n > 0 || f.EOF && !c.eof[k] {
 			frames = append(frames, f)
 		}
 		c.eof[k] = f.EOF
 		done = done && f.EOF
+	}
+	if o.covered == nil { // nothing is ever taken back: what was read can go
+		o.trim()
 	}
 	return frames, o.changed, done, nil
 }
