@@ -123,6 +123,36 @@ func checkpointFaults(t *testing.T, exe string, b Backing) {
 	}
 }
 
+// TestAbandonFaults makes every call of an abandoned round's end fail: whatever
+// that answers, the next round can begin.
+func TestAbandonFaults(t *testing.T) {
+	p := start(t, build(t, "mix"), filepath.Join(t.TempDir(), "out"), "100000000")
+	f := &fault{}
+	pod, _ := newPodBacked(t, kernel.New(f.hook), BackingFork, p)
+	e := job.Epoch(0)
+	for n, hit := 1, "none"; hit != ""; n++ {
+		e++
+		ctx := testCtx(t)
+		if _, err := pod.Freeze(ctx, e); err != nil {
+			t.Fatalf("call %d: freeze: %v", n, err)
+		}
+		if n%2 == 0 {
+			if _, err := pod.CaptureSend(ctx, e); err != nil {
+				t.Fatalf("call %d: capture: %v", n, err)
+			}
+		}
+		f.arm(n)
+		err := pod.Abandon(ctx, e)
+		if hit = f.arm(0); err != nil && hit == "" {
+			t.Fatalf("call %d: %v", n, err)
+		}
+		runsFree(t, p.pid(), hit)
+		if left := copies(t, p); len(left) > 0 {
+			t.Fatalf("call %d (%s): left behind: %v", n, hit, left)
+		}
+	}
+}
+
 // TestSignalFaults makes every call fail once while a program raises signals
 // all the time: none may be lost, and none come twice.
 func TestSignalFaults(t *testing.T) {

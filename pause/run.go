@@ -2,6 +2,7 @@ package pause
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -34,17 +35,26 @@ func (p *Pod) do(ctx context.Context, e Event, a args) (*Report, error) {
 		}
 	}
 	r := newReport()
+	var failed error
 	for _, act := range acts {
 		begin := time.Now()
 		err := p.perform(ctx, act, e, a, r)
 		r.TimesMS[string(act)] = ms(time.Since(begin))
-		if err != nil {
-			return r, fmt.Errorf("pause: %s: %w", act, err)
+		if err == nil {
+			continue
 		}
+		failed = errors.Join(failed, fmt.Errorf("pause: %s: %w", act, err))
+		if e.Op != podapi.OpAbandon {
+			return r, failed
+		}
+		// What could be let go runs, and the epoch is given up all the same: a
+		// pod that did not abandon it could never begin another.
 	}
 	p.state = next
-	p.reports[e.Op] = r
-	return r, nil
+	if failed == nil {
+		p.reports[e.Op] = r
+	}
+	return r, failed
 }
 
 func newReport() *Report { return &Report{TimesMS: map[string]float64{}} }
