@@ -166,7 +166,7 @@ func (p *PageReader) decompress(r Run, stored, dst []byte) error {
 	default:
 	}
 	if err != nil || len(out) != len(dst) {
-		return fmt.Errorf("%w: %s: run at %x does not unpack (%v)", ErrCorrupt, p.part.name(), r.Addr, err)
+		return fmt.Errorf("%w: %s: run at %x does not unpack (%v)", ErrCorrupt, p.part.name(), r.Addr, err) //nolint:errorlint // nil when the length is wrong; ErrCorrupt is what counts
 	}
 	if &out[0] != &dst[0] {
 		copy(dst, out)

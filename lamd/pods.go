@@ -73,7 +73,7 @@ type localPod struct {
 	spec   podapi.PodSpec
 	procs  []process // supervisor, pod-init; empty when not known. Guarded by pods.busy
 	client *http.Client
-	done   context.Context // ends when the pod was taken out of the manager
+	done   context.Context //nolint:containedctx // ends when the pod was taken out of the manager
 	cancel context.CancelFunc
 	ending atomic.Bool // a stale pod is being ended
 }

@@ -158,7 +158,7 @@ func awaitForeground(ctx context.Context, in io.Reader) error {
 	for ok && ctx.Err() == nil {
 		group, err := unix.IoctlGetInt(int(f.Fd()), unix.TIOCGPGRP)
 		if err != nil || group == unix.Getpgrp() {
-			return nil // not a terminal of ours, or in the foreground
+			return nil //nolint:nilerr // not a terminal of ours, or in the foreground
 		}
 		select {
 		case <-ctx.Done():

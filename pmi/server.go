@@ -82,7 +82,7 @@ type Server struct {
 	closed    bool
 	imported  bool            // OnRestore is due at Resume
 	probing   bool            // a look at the sockets is under way
-	fences    context.Context // of all outstanding fences
+	fences    context.Context //nolint:containedctx // of all outstanding fences
 	endFences context.CancelFunc
 	wg        sync.WaitGroup // fences and looks
 }

@@ -68,7 +68,7 @@ func (h *history) step() error {
 	}
 	if pure {
 		if after, err := json.Marshal(old); err != nil || string(after) != string(before) {
-			return fmt.Errorf("the old state was changed (%v)", err)
+			return fmt.Errorf("the old state was changed (%v)", err) //nolint:errorlint // mostly nil
 		}
 	}
 	h.st = next

@@ -38,7 +38,7 @@ func (a *App) watch(ctx context.Context, every, patience time.Duration, show fun
 		err := show(&frame)
 		switch {
 		case ctx.Err() != nil:
-			return nil
+			return nil //nolint:nilerr // Ctrl-C is how one ends it
 		case err == nil:
 			good = time.Now()
 		case good.IsZero() || time.Since(good) > patience:

@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"errors"
 	"golang.org/x/sys/unix"
 )
 
@@ -64,7 +65,7 @@ func (s *Sys) transfer(op string, pid int, local [][]byte, remote []Range, call 
 			return &Error{Op: op, PID: pid, Errno: unix.EINVAL}
 		}
 		n, err := call(pid, liov, riov, 0)
-		if err == unix.EINTR {
+		if errors.Is(err, unix.EINTR) {
 			continue
 		}
 		if err != nil {

@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"errors"
 	"fmt"
 	"unsafe"
 
@@ -70,6 +71,6 @@ func ioctlPtr(fd int, req uintptr, arg unsafe.Pointer) error {
 }
 
 func isErrno(err error, errno unix.Errno) bool {
-	e, ok := err.(*Error)
-	return ok && e.Errno == errno
+	var e *Error
+	return errors.As(err, &e) && e.Errno == errno
 }

@@ -186,7 +186,7 @@ func (f *Frozen) seize(tid int) (bool, error) {
 	}
 	st, serr := ReadStat(tid)
 	if serr != nil || st.State == 'Z' || st.State == 'X' {
-		return false, nil
+		return false, nil //nolint:nilerr // it has ended
 	}
 	return false, err
 }

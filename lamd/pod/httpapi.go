@@ -46,12 +46,16 @@ func (s *supervisor) serve(ctx context.Context, l net.Listener) error {
 	// A moment for the answer of the request that ended us; streams are cut.
 	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), 300*time.Millisecond)
 	defer cancel()
-	if err := srv.Shutdown(grace); err != nil {
+	err := srv.Shutdown(grace)
+	if err != nil {
 		err = srv.Close()
-		<-done
+	}
+	if served := <-done; !errors.Is(served, http.ErrServerClosed) {
+		err = errors.Join(err, served)
+	}
+	if err != nil {
 		return errors.Join(ctx.Err(), err)
 	}
-	<-done
 	return ctx.Err()
 }
 

@@ -220,7 +220,10 @@ func (s *supervisor) run(ctx context.Context, l net.Listener) error {
 	g.Go(func() error { return s.keepPrepared(ctx) })
 	g.Go(func() error { return s.watchInit(ctx) })
 	if s.spec.LinkReady {
-		g.Go(func() error { s.build(ctx, ""); return nil })
+		g.Go(func() error {
+			_ = s.build(ctx, "") // logged, and told to whoever asks for the link
+			return nil
+		})
 	}
 	err := g.Wait()
 	if cause := context.Cause(ctx); errors.Is(cause, errKilled) {
