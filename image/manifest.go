@@ -196,10 +196,24 @@ func (m *Manifest) validateDescription(d *Description) error {
 		return missing("timer")
 	case (d.Kind == FDTCP || d.Kind == FDListener) && d.TCP == nil:
 		return missing("connection")
-	case d.Kind == FDUnixPair && d.Unix == nil:
+	case (d.Kind == FDUnixPair || d.Kind == FDUnix) && d.Unix == nil:
 		return missing("peer")
+	case d.Kind == FDUDP && d.UDP == nil:
+		return missing("address")
 	case d.Unix != nil && (d.Unix.Peer < 0 || d.Unix.Peer > len(m.Descriptions)):
 		return missing("peer")
+	}
+	if u := d.Unix; u != nil {
+		for _, id := range u.Waiting {
+			if w := m.Description(id); w == nil || w.Unix == nil {
+				return missing("waiting socket")
+			}
+		}
+		for _, p := range u.Passed {
+			if p.Message < 0 || p.Message >= len(u.Queue) || slices.ContainsFunc(p.Descs, func(id int) bool { return m.Description(id) == nil }) {
+				return missing("passed description")
+			}
+		}
 	}
 	for _, it := range d.Epoll {
 		if it.Desc < 0 || it.Desc > len(m.Descriptions) {

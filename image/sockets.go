@@ -8,6 +8,7 @@ type UnixNamed struct {
 	NameDir string `json:"nameDir,omitempty"` // what a relative path is relative to
 	Mode    uint32 `json:"mode,omitempty"`    // permissions of the file with the name
 	Deleted bool   `json:"deleted,omitempty"` // there was no such file any more
+	Gone    bool   `json:"gone,omitempty"`    // it had another end, which was closed
 	Remote  []byte `json:"remote,omitempty"`  // name of the other end
 	Listen  bool   `json:"listen,omitempty"`
 	Backlog int    `json:"backlog,omitempty"`

@@ -34,16 +34,28 @@ func (b *builder) buildDescriptions(ctx context.Context) error {
 			used[fd.Desc] = true
 		}
 	}
+	for i := range b.m.Descriptions {
+		if u := b.m.Descriptions[i].Unix; u != nil {
+			for _, p := range u.Passed {
+				for _, id := range p.Descs {
+					used[id] = true
+				}
+			}
+		}
+	}
 	for id := 1; id <= len(b.m.Descriptions); id++ {
 		if !used[id] || b.fds[id] != 0 {
 			continue
 		}
 		d := b.m.Description(id)
+		if isMessage(d.Kind) {
+			continue
+		}
 		if err := b.buildOne(ctx, id, d); err != nil {
 			return fmt.Errorf("descriptor %s %s: %w", d.Kind, d.Path, err)
 		}
 	}
-	return nil
+	return b.buildSockets()
 }
 
 // keep notes f as description id.
@@ -96,8 +108,6 @@ func (b *builder) buildOne(ctx context.Context, id int, d *image.Description) er
 		if err == nil && d.File != nil {
 			_, err = b.descs[id].Seek(d.File.Offset, 0)
 		}
-	case image.FDUnixPair:
-		return b.buildUnix(id, d)
 	case image.FDTCP, image.FDListener, image.FDTTY, image.FDExternal:
 		return b.external(ctx, id, d)
 	default:

@@ -37,7 +37,7 @@ type description struct {
 	image.Description
 	id      identity
 	holders []*openFile
-	unix    *kernel.UnixInfo // of socketpairs
+	unix    *kernel.UnixInfo // of unix sockets
 }
 
 // identity is what can be told of a description from outside. Descriptions of
@@ -57,12 +57,16 @@ type fileTable struct {
 	descs  []*description
 	byID   map[identity][]*description
 	pidfds map[int]int
+
+	externals []External
+	set       *stream.Set
+	passed    []int // descriptors on their way through sockets, now also ours
 }
 
 // scanFiles lists the descriptors of procs and finds out which of them share
 // a description. It holds pidfds: close it.
 func scanFiles(sys *kernel.Sys, procs []*process, externals []External, set *stream.Set, obs *obstacles) (_ *fileTable, err error) {
-	t := &fileTable{sys: sys, byID: map[identity][]*description{}, pidfds: map[int]int{}}
+	t := &fileTable{sys: sys, byID: map[identity][]*description{}, pidfds: map[int]int{}, externals: externals, set: set}
 	defer func() {
 		if err != nil {
 			t.close()
@@ -91,7 +95,10 @@ func (t *fileTable) close() {
 	for _, fd := range t.pidfds {
 		_ = unix.Close(fd) // a pidfd has nothing to lose
 	}
-	t.pidfds = nil
+	for _, fd := range t.passed {
+		_ = unix.Close(fd) // a duplicate
+	}
+	t.pidfds, t.passed = nil, nil
 }
 
 // look inspects one descriptor and joins it to its description.
@@ -111,7 +118,7 @@ func (t *fileTable) look(o *openFile, externals []External, set *stream.Set, obs
 	}
 	var pair *kernel.UnixInfo
 	if why == unsupportedSocket {
-		id, pair, why = t.identifyUnix(o, id)
+		id, pair, why = t.identifyOther(o, id)
 	}
 	if why != "" {
 		obs.add(o.p, "descriptor %d (%s): %s", o.num, o.link, why)
@@ -257,6 +264,9 @@ func (t *fileTable) withDup(d *description, fn func(fd int) error) error {
 // capture fills in the state of every description. TCP ends come from the
 // streams, after their own capture.
 func (t *fileTable) capture(ctx context.Context, obs *obstacles) error {
+	if err := t.captureSockets(obs); err != nil {
+		return err
+	}
 	pipes := map[uint64]bool{}
 	for _, d := range t.descs {
 		if err := ctx.Err(); err != nil {
@@ -284,8 +294,6 @@ func (t *fileTable) capture(ctx context.Context, obs *obstacles) error {
 			d.SigMask = o.info.SigMask
 		case image.FDMemfd:
 			err = t.captureFile(d, o)
-		case image.FDUnixPair:
-			err = t.captureUnix(d, o, obs)
 		}
 		if err != nil {
 			return fmt.Errorf("rank %d descriptor %d (%s): %w", o.p.rank, o.num, o.link, err)

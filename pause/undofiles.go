@@ -12,6 +12,7 @@ import (
 
 	"github.com/lampause/lampause/image"
 	"github.com/lampause/lampause/internal/stream"
+	"github.com/lampause/lampause/internal/stream/message"
 )
 
 // filePlan says how the open file descriptions of an epoch come back: a live
@@ -22,7 +23,9 @@ type filePlan struct {
 	back  *stream.Restored // nil without TCP
 	files string           // Config.Files
 	descs []planned        // of snap.descs
-	notes []string         // what is not as it was
+	unix  *message.Unix
+	udp   *message.UDP
+	notes []string // what is not as it was
 }
 
 // planned is one description of the epoch.
@@ -67,7 +70,8 @@ func planFiles(snap *snapshot, jobs []*undo, live *fileTable, back *stream.Resto
 		}
 	}
 	pl.splitPipes()
-	pl.splitUnix()
+	pl.splitSockets()
+	pl.holdPassed(jobs)
 	return pl
 }
 
@@ -98,8 +102,10 @@ func sameDescription(want *image.Description, l *description, t *fileTable) bool
 		return want.Pipe.Write == (l.id.mode == unix.O_WRONLY)
 	case image.FDFifo:
 		return want.Path == o.link && want.Flags&unix.O_ACCMODE == l.id.mode
-	case image.FDUnixPair:
-		return l.unix != nil && want.Unix.Type == l.unix.Type
+	case image.FDUnix, image.FDUnixPair:
+		return l.unix != nil
+	case image.FDUDP:
+		return want.UDP.Local == l.id.name
 	case image.FDEventfd:
 		return want.Event.Semaphore == o.info.EventSemaph
 	case image.FDTimerfd:
@@ -153,13 +159,21 @@ func (pl *filePlan) open(lost *losses) {
 			continue
 		}
 		var err error
-		if d.live != nil {
+		switch {
+		case d.live != nil:
 			d.fd, err = pl.live.dup(d.live.holders[0])
-		} else {
+		case !isMessage(d.want.Kind):
 			err = pl.create(d)
 		}
 		if err != nil {
 			lost.add(d.holder.c.rank, d.named(err))
+		}
+	}
+	if err := pl.openSockets(); err != nil {
+		for i := range pl.descs {
+			if d := &pl.descs[i]; isMessage(d.want.Kind) && d.holder.c != nil {
+				lost.add(d.holder.c.rank, err)
+			}
 		}
 	}
 }
@@ -178,7 +192,7 @@ func (pl *filePlan) close() error {
 			d.fd = -1
 		}
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, pl.closeSockets())...)
 }
 
 // create makes a description anew, here; it is installed in the process later.
@@ -214,8 +228,6 @@ func (pl *filePlan) create(d *planned) (err error) {
 		d.fd, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	case image.FDPipe:
 		return pl.createPipe(w.Pipe)
-	case image.FDUnixPair:
-		return pl.createUnix(d)
 	default:
 		err = errors.New("it was closed since the epoch and cannot be made again")
 	}
@@ -304,7 +316,7 @@ func (pl *filePlan) reset(ctx context.Context, lost *losses) error {
 			lost.add(d.holder.c.rank, d.named(err))
 		}
 	}
-	return pl.endUnix()
+	return pl.fillSockets()
 }
 
 func (pl *filePlan) resetOne(d *planned) error {
@@ -326,8 +338,6 @@ func (pl *filePlan) resetOne(d *planned) error {
 		err = resetEventfd(fd, w.Event)
 	case image.FDTimerfd:
 		err = resetTimerfd(fd, w.Timer)
-	case image.FDUnixPair:
-		err = pl.resetUnix(d)
 	}
 	if err != nil {
 		return err

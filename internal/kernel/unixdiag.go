@@ -1,9 +1,11 @@
 package kernel
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -15,15 +17,27 @@ type UnixInfo struct {
 	PeerIno  uint64 // inode of the other end; 0 when that is closed or there is none
 	Shutdown int    // bit 0: no more receiving, bit 1: no more sending
 	Named    bool   // bound to a name
+
+	Peered  bool     // it has another end, which may be closed or not accepted yet
+	Name    []byte   // sun_path without a path's closing zero; abstract names begin with one
+	FileIno uint32   // of the file with the name, its lower 32 bits
+	Waiting []uint64 // listeners: inodes of the sockets that wait to be accepted, in order
+	Backlog int      // listeners
 }
 
 // Numbers of linux/sock_diag.h and linux/unix_diag.h.
 const (
 	sockDiagByFamily  = 20
 	unixDiagShowName  = 1
+	unixDiagShowVFS   = 2
 	unixDiagShowPeer  = 4
+	unixDiagShowIcons = 8
+	unixDiagShowQueue = 16
 	unixDiagAttrName  = 0
+	unixDiagAttrVFS   = 1
 	unixDiagAttrPeer  = 2
+	unixDiagAttrIcons = 3
+	unixDiagAttrQueue = 4
 	unixDiagAttrShut  = 6
 	unixDiagHeaderLen = 16
 )
@@ -61,12 +75,12 @@ func unixSocket(ino uint64) (info UnixInfo, err error) {
 	q = append(q, unix.AF_UNIX, 0, 0, 0) // struct unix_diag_req
 	q = le.AppendUint32(q, ^uint32(0))
 	q = le.AppendUint32(q, uint32(ino)) //nolint:gosec // inodes of sockets are 32 bits
-	q = le.AppendUint32(q, unixDiagShowName|unixDiagShowPeer)
+	q = le.AppendUint32(q, unixDiagShowName|unixDiagShowVFS|unixDiagShowPeer|unixDiagShowIcons|unixDiagShowQueue)
 	q = le.AppendUint64(q, ^uint64(0)) // any cookie
 	if err := unix.Sendto(fd, q, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		return info, err
 	}
-	buf := make([]byte, 8192)
+	buf := make([]byte, 32<<10)
 	for {
 		n, _, err := unix.Recvfrom(fd, buf, 0)
 		if errors.Is(err, unix.EINTR) {
@@ -101,8 +115,20 @@ func parseUnixDiag(b []byte) (info UnixInfo, err error) {
 		switch {
 		case kind == unixDiagAttrName && len(v) > 0:
 			info.Named = true
+			info.Name = slices.Clone(v)
+			if v[0] != 0 {
+				info.Name, _, _ = bytes.Cut(info.Name, []byte{0})
+			}
+		case kind == unixDiagAttrVFS && len(v) >= 8:
+			info.FileIno = le.Uint32(v)
 		case kind == unixDiagAttrPeer && len(v) >= 4:
-			info.PeerIno = uint64(le.Uint32(v))
+			info.PeerIno, info.Peered = uint64(le.Uint32(v)), true
+		case kind == unixDiagAttrIcons:
+			for ; len(v) >= 4; v = v[4:] {
+				info.Waiting = append(info.Waiting, uint64(le.Uint32(v)))
+			}
+		case kind == unixDiagAttrQueue && len(v) >= 8:
+			info.Backlog = int(le.Uint32(v[4:]))
 		case kind == unixDiagAttrShut && len(v) >= 1:
 			info.Shutdown = int(v[0])
 		}

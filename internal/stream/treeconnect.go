@@ -181,6 +181,11 @@ func (c *connector) tryClient(ctx context.Context, k *socket, to netip.AddrPort,
 	if err := k.common(false); err != nil {
 		return err
 	}
+	// Without, a socket that answered requests would keep the last step of the
+	// handshake back for a while.
+	if err := k.sys.SetSockInt(k.fd, unix.IPPROTO_TCP, unix.TCP_QUICKACK, 1); err != nil {
+		return err
+	}
 	if err := c.choosePort(k, to, insist); err != nil {
 		return err
 	}

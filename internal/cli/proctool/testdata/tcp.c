@@ -109,6 +109,7 @@ int main(void) {
       for (int k; (k = read(e, line, sizeof line)) > 0;) need(write(e, line, k) == k);
       close(e);
     }
+    gate();
     _exit(0);
   }
   int c = -1;
@@ -127,9 +128,9 @@ int main(void) {
     need(!memcmp(line, back, n));
   }
   close(c);
+  gate();
   int ws;
   need(waitpid(kid, &ws, 0) == kid && ws == 0);
-  gate();
   need(epoll_wait(ep, &ev, 1, 0) == 1 && ev.data.u64 == 4711);
   all(b, got, 30000);
   need(!memcmp(got, big, 30000));
