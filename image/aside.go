@@ -24,7 +24,7 @@ func (d *JobDir) SetAside(epoch job.Epoch, pod job.PodIndex) error {
 	}
 	defer func() { _ = parent.Close() }()
 	name := podName(int(pod))
-	aside := "." + name + ".damaged"
+	aside := damagedName(name)
 	if err := removeTree(parent, aside, 0, d.step); err != nil {
 		return fmt.Errorf("job %d epoch %d pod %d: set aside: %w", d.id, epoch, pod, err)
 	}
@@ -33,3 +33,6 @@ func (d *JobDir) SetAside(epoch job.Epoch, pod job.PodIndex) error {
 	}
 	return nil
 }
+
+// damagedName is where the damaged image of a pod directory goes.
+func damagedName(pod string) string { return "." + pod + ".damaged" }

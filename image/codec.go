@@ -121,17 +121,20 @@ func manifestSum(b []byte) (sum [sha256.Size]byte) {
 // decodeManifest checks and parses a stored manifest. Blobs of the result
 // share memory with b. Nothing is allocated by numbers that b does not cover.
 //
-// Expected errors: ErrCorrupt.
+// Expected errors: ErrCorrupt, ErrIncomplete, ErrVersion.
 func decodeManifest(b []byte) (*Manifest, error) {
 	le := binary.LittleEndian
 	if len(b) < manifestHeader || string(b[:8]) != manifestMagic {
 		return nil, fmt.Errorf("%w: not a manifest", ErrCorrupt)
 	}
-	if v := le.Uint32(b[8:]); v != Version || le.Uint32(b[12:]) != 0 {
-		return nil, fmt.Errorf("%w: manifest version %d, want %d", ErrCorrupt, v, Version)
-	}
 	if sum := manifestSum(b); string(sum[:]) != string(b[40:manifestHeader]) {
 		return nil, fmt.Errorf("%w: manifest checksum", ErrCorrupt)
+	}
+	if v := le.Uint32(b[8:]); v != Version {
+		return nil, versionError("manifest", uint64(v))
+	}
+	if le.Uint32(b[12:]) != 0 {
+		return nil, fmt.Errorf("%w: manifest header", ErrCorrupt)
 	}
 	textLen, count, total := le.Uint64(b[16:]), le.Uint64(b[24:]), le.Uint64(b[32:])
 	rest := b[manifestHeader:]

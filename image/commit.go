@@ -75,7 +75,8 @@ func (d *JobDir) MarkCommitted(c Commit) error {
 
 // Committed returns the COMMITTED record of epoch.
 //
-// Expected errors: ErrNotCommitted, ErrCorrupt, those of the file system.
+// Expected errors: ErrNotCommitted, ErrCorrupt, ErrVersion, those of the file
+// system.
 func (d *JobDir) Committed(epoch job.Epoch) (Commit, error) {
 	dir, err := openDirBeneath(d.dir, epochName(epoch))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -115,8 +116,11 @@ func parseCommit(b []byte) (Commit, error) {
 	if err := json.Unmarshal(text, &c); err != nil {
 		return Commit{}, fmt.Errorf("%w: COMMITTED record: %w", ErrCorrupt, err)
 	}
-	if c.Version != Version || c.SetDigest != SetDigest(c.Pods) {
-		return Commit{}, fmt.Errorf("%w: COMMITTED record of version %d", ErrCorrupt, c.Version)
+	if c.Version != Version {
+		return Commit{}, versionError("COMMITTED record", uint64(c.Version)) //nolint:gosec // only for the message
+	}
+	if c.SetDigest != SetDigest(c.Pods) {
+		return Commit{}, fmt.Errorf("%w: digests of the COMMITTED record", ErrCorrupt)
 	}
 	return c, nil
 }

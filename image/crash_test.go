@@ -157,7 +157,7 @@ func transfer(src, dst *JobDir, w podapi.Written, change func(name string, b []b
 		return err
 	}
 	defer func() { err = errors.Join(err, r.Abort()) }()
-	for name := range w.Files {
+	for _, name := range r.Missing() {
 		f, err := src.OpenFile(testID.Epoch, testID.Pod, name)
 		if err != nil {
 			return err
@@ -218,7 +218,7 @@ func TestReceiveLists(t *testing.T) {
 		c.Digest = listDigest(c.Files)
 		return c
 	}
-	for _, name := range []string{"../x", "/etc/x", "p0.pages", "p01.pages", "p-1.pages", "p1.pages/x", ".", "", "p1.pages\x00", "COMMITTED", "p99999999999.pages"} {
+	for _, name := range []string{"../x", "/etc/x", "p0-3.pages", "p01-3.pages", "p-1-3.pages", "p1.pages", "p1-0.pages", "p1-03.pages", "p1-3.pages/x", ".", "", "p1-3.pages\x00", "COMMITTED", "p99999999999-3.pages"} {
 		bad := list(func(f map[string]podapi.File) { f[name] = podapi.File{Size: 1} })
 		if _, err := dst.Receive(3, 2, bad); !errors.Is(err, ErrCorrupt) {
 			t.Errorf("name %q: %v", name, err)
@@ -238,16 +238,16 @@ func TestReceiveLists(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer r.Abort() //nolint:errcheck // a test
-	for name := range w.Files {
+	for name, want := range map[string]error{ProcessFile(1000, 3): ErrIncomplete, ManifestName: ErrCorrupt} {
 		b, err := os.ReadFile(filepath.Join(w.Dir, name))
-		if err == nil {
-			err = r.File(t.Context(), name, bytes.NewReader(b))
-		}
 		if err != nil {
 			t.Fatal(err)
 		}
+		if err = r.File(t.Context(), name, bytes.NewReader(b)); !errors.Is(err, want) {
+			t.Errorf("%s of another epoch's image: %v, want %v", name, err, want)
+		}
 	}
-	if _, err := r.Commit(); !errors.Is(err, ErrCorrupt) {
+	if _, err := r.Commit(); !errors.Is(err, ErrIncomplete) {
 		t.Errorf("another epoch's image: %v", err)
 	}
 }

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lampause/lampause/internal/podapi"
+	"github.com/lampause/lampause/job"
 )
 
 const (
@@ -201,23 +202,31 @@ func removeTree(dir *os.File, name string, depth int, step stepper) error {
 // podName returns the name of a pod's directory.
 func podName(pod int) string { return "pod" + strconv.Itoa(pod) }
 
-// partKind parses the name of a page file; ok is false for any name that this
+// parsePart parses the name of a page file; ok is false for any name that this
 // package does not make.
-func parsePart(name string) (kind uint32, id uint64, ok bool) {
-	digits, found := strings.CutSuffix(name, ".pages")
-	if !found || len(digits) < 2 {
-		return 0, 0, false
+func parsePart(name string) (kind uint32, id uint64, epoch job.Epoch, ok bool) {
+	body, found := strings.CutSuffix(name, ".pages")
+	if !found || len(body) < 2 {
+		return 0, 0, 0, false
 	}
-	switch digits[0] {
+	switch body[0] {
 	case 'p':
 		kind = kindProcess
 	case 'o':
 		kind = kindObject
 	default:
-		return 0, 0, false
+		return 0, 0, 0, false
 	}
-	id, err := strconv.ParseUint(digits[1:], 10, 31)
-	return kind, id, err == nil && id > 0 && digits[1] != '0'
+	first, second, found := strings.Cut(body[1:], "-")
+	id, ok1 := parseNumber(first, 31)
+	e, ok2 := parseNumber(second, 64)
+	return kind, id, job.Epoch(e), found && ok1 && ok2
+}
+
+// parseNumber parses a positive decimal without leading zeroes.
+func parseNumber(s string, bits int) (uint64, bool) {
+	n, err := strconv.ParseUint(s, 10, bits)
+	return n, err == nil && n > 0 && s[0] != '0'
 }
 
 // listDigest returns the digest of a set of files: SHA-256 over their sorted

@@ -13,6 +13,8 @@ var (
 	// ErrMismatch: the image is sound, but this host, user or file tree is
 	// not the one it needs.
 	ErrMismatch = errors.New("image does not fit here")
+	// ErrVersion: the image was written in another version of the format.
+	ErrVersion = errors.New("image of another format version")
 	// ErrExists: there is an image of that pod and epoch already.
 	ErrExists = errors.New("image exists")
 	// ErrEpochUsed: the epoch number was given back before and must not be

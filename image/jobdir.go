@@ -155,7 +155,7 @@ func (d *JobDir) Open(epoch job.Epoch, pod job.PodIndex) (*Reader, error) {
 //
 // Expected errors: fs.ErrNotExist, also for such names; those of the file system.
 func (d *JobDir) OpenFile(epoch job.Epoch, pod job.PodIndex, name string) (*os.File, error) {
-	if _, _, ok := parsePart(name); !ok && name != ManifestName {
+	if _, _, _, ok := parsePart(name); !ok && name != ManifestName {
 		return nil, fmt.Errorf("image file %q: %w", name, fs.ErrNotExist)
 	}
 	return openBeneath(d.dir, epochName(epoch)+"/"+podName(int(pod))+"/"+name, unix.O_RDONLY, 0)

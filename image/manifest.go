@@ -11,7 +11,7 @@ import (
 )
 
 // Version of the format that this package writes, and the only one it reads.
-const Version = 1
+const Version = 2
 
 // ManifestName is the file name of the manifest in a pod directory.
 const ManifestName = "manifest"
@@ -39,7 +39,7 @@ type Manifest struct {
 	PMI          []byte                 `json:"pmi,omitempty"` // opaque state of the PMI server
 	Host         Host                   `json:"host"`
 	Clock        Clock                  `json:"clock"`
-	Files        map[string]podapi.File `json:"files"` // page files by name; set by Writer.Commit
+	Files        map[string]podapi.File `json:"files"` // page files by name, also shared ones; set by Writer.Commit
 	Tails        map[string]uint64      `json:"tails"` // XXH3 of their trailers, which cover all of them; set by Writer.Commit
 }
 
@@ -73,7 +73,7 @@ const (
 )
 
 // Object is memory or file contents that are not one process' alone. Its bytes
-// are in the page file ObjectFile(index+1), addresses being offsets.
+// are in the page file ObjectFile(index+1, epoch), addresses being offsets.
 type Object struct {
 	Kind  ObjectKind `json:"kind"`
 	Name  string     `json:"name,omitempty"` // memfd name, or path (also of deleted files)
@@ -84,11 +84,17 @@ type Object struct {
 	Key   int32      `json:"key,omitempty"`   // SysV
 }
 
-// ProcessFile returns the name of the page file of process pid.
-func ProcessFile(pid int) string { return "p" + strconv.Itoa(pid) + ".pages" }
+// ProcessFile returns the name of the page file that epoch e wrote of process
+// pid.
+func ProcessFile(pid int, e job.Epoch) string { return partName('p', pid, e) }
 
-// ObjectFile returns the name of the page file of object id, counted from 1.
-func ObjectFile(id int) string { return "o" + strconv.Itoa(id) + ".pages" }
+// ObjectFile returns the name of the page file that epoch e wrote of object id,
+// counted from 1.
+func ObjectFile(id int, e job.Epoch) string { return partName('o', id, e) }
+
+func partName(kind byte, id int, e job.Epoch) string {
+	return string(kind) + strconv.Itoa(id) + "-" + epochName(e) + ".pages"
+}
 
 // Process returns the process with the given pid, nil if there is none.
 func (m *Manifest) Process(pid int) *Process {
@@ -112,10 +118,10 @@ func (m *Manifest) Description(id int) *Description {
 // nowhere, a process twice, a rank without a process. A manifest that passes
 // can be walked without further bounds checks.
 //
-// Expected errors: ErrCorrupt or ErrIncomplete, naming the part.
+// Expected errors: ErrCorrupt, ErrIncomplete or ErrVersion, naming the part.
 func (m *Manifest) Validate() error {
 	if m.Version != Version {
-		return fmt.Errorf("%w: manifest version %d, want %d", ErrCorrupt, m.Version, Version)
+		return versionError("manifest", uint64(m.Version)) //nolint:gosec // only for the message
 	}
 	pids := map[int]bool{}
 	for i := range m.Processes {

@@ -2,91 +2,71 @@ package image
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"slices"
-	"sync/atomic"
-
-	"github.com/klauspost/compress/s2"
-	"github.com/klauspost/compress/zstd"
-	"github.com/zeebo/xxh3"
-	"golang.org/x/sync/errgroup"
 )
 
-func leUint64(b []byte) uint64 { return binary.LittleEndian.Uint64(b) }
-
-// PageReader reads one page file. It is safe for concurrent use. Nothing it
-// returns is unchecked: each run is compared with its XXH3 when it is read.
+// PageReader reads the memory of one process or object at one epoch, which may
+// be spread over several page files. It is safe for concurrent use. Nothing it
+// returns is unchecked: each page is compared with its XXH3 when it is read.
 type PageReader struct {
-	part   partID
-	f      *os.File
-	comp   Compression
-	runs   []Run // in the order written
-	byAddr []int // indices of runs, by address
-	tail   trailer
-	zstd   *zstd.Decoder
+	files  []*pageFile // of the epoch itself first, then its segments
+	runs   []Run       // in the order of the index
+	byAddr []int       // indices of runs, by address
 }
 
-// openPages checks header, index and trailer of f, which must be the file of
-// part, size bytes long and with a trailer of XXH3 sum, and takes f over. The memory it needs is bounded
-// by the size of the file.
-func openPages(f *os.File, part partID, size int64, sum uint64) (*PageReader, error) {
-	p := &PageReader{part: part, f: f}
-	if err := p.load(size, sum); err != nil {
-		return nil, errors.Join(fmt.Errorf("%s: %w", part.name(), err), f.Close())
+// openPages opens part of manifest m and the segments that it names. The
+// memory it needs is bounded by the size of the files.
+func openPages(m *Manifest, part partID, open func(name string) (*os.File, error)) (*PageReader, error) {
+	p := &PageReader{}
+	if err := p.load(m, part, open); err != nil {
+		return nil, errors.Join(err, p.Close())
 	}
 	return p, nil
 }
 
-func (p *PageReader) load(want int64, tailSum uint64) error {
-	st, err := p.f.Stat()
+func (p *PageReader) load(m *Manifest, part partID, open func(name string) (*os.File, error)) error {
+	if err := p.open(m, part, open); err != nil {
+		return err
+	}
+	segs, runs, err := p.files[0].index()
 	if err != nil {
 		return err
 	}
-	size := st.Size()
-	if size != want || size < headerSize+trailerSize {
-		return fmt.Errorf("%w: %d bytes, want %d", ErrCorrupt, size, want)
+	for _, s := range segs {
+		part.Epoch = s.epoch
+		if f, ok := m.Files[part.name()]; !ok || f.Size != s.size || m.Tails[part.name()] != s.tail {
+			return fmt.Errorf("%w: %s is not the file that epoch %d was written with", ErrCorrupt, part.name(), m.Epoch)
+		}
+		if err := p.open(m, part, open); err != nil {
+			return err
+		}
 	}
-	header := make([]byte, headerSize)
-	if err := readAt(p.f, header, 0); err != nil {
-		return err
+	p.runs = runs
+	for i := range runs {
+		if f := p.files[runs[i].seg]; runs[i].seg != 0 && (f.comp != CompressNone || runs[i].offset+int64(runs[i].stored) > f.tail.indexOff) {
+			return fmt.Errorf("%w: %s: run at %x is not in %s", ErrCorrupt, p.files[0].part.name(), runs[i].Addr, f.part.name())
+		}
 	}
-	part, comp, sum, err := decodeHeader(header)
+	return p.sortRuns()
+}
+
+func (p *PageReader) open(m *Manifest, part partID, open func(name string) (*os.File, error)) error {
+	f, err := open(part.name())
+	if errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("%w: no file %s", ErrIncomplete, part.name())
+	}
 	if err != nil {
 		return err
 	}
-	if part != p.part {
-		return fmt.Errorf("%w: is %s of job %d epoch %d incarnation %d pod %d", ErrCorrupt,
-			part.name(), part.Job, part.Epoch, part.Incarnation, part.Pod)
-	}
-	tail := make([]byte, trailerSize)
-	if err := readAt(p.f, tail, size-trailerSize); err != nil {
+	pf, err := openPageFile(f, part, m.Files[part.name()].Size, m.Tails[part.name()], part.Epoch < m.Epoch)
+	if err != nil {
 		return err
 	}
-	if p.tail, err = decodeTrailer(tail, sum, size); err != nil {
-		return err
-	}
-	if leUint64(tail[trailerSize-8:]) != tailSum {
-		return fmt.Errorf("%w: is not the file that the manifest means", ErrCorrupt)
-	}
-	index := make([]byte, size-trailerSize-p.tail.indexOff)
-	if err := readAt(p.f, index, p.tail.indexOff); err != nil {
-		return err
-	}
-	p.comp = comp
-	if p.runs, err = decodeIndex(index, p.tail, comp); err != nil {
-		return err
-	}
-	if err := p.sortRuns(); err != nil {
-		return err
-	}
-	if comp == CompressZstd {
-		p.zstd, err = zstd.NewReader(nil, zstd.WithDecoderConcurrency(0), zstd.WithDecoderMaxMemory(4*MaxRunBytes))
-	}
-	return err
+	p.files = append(p.files, pf)
+	return nil
 }
 
 func (p *PageReader) sortRuns() error {
@@ -108,22 +88,13 @@ func (p *PageReader) sortRuns() error {
 	return nil
 }
 
-// readAt fills b; a file that ends early is corrupt.
-func readAt(f io.ReaderAt, b []byte, off int64) error {
-	if n, err := f.ReadAt(b, off); n < len(b) {
-		if errors.Is(err, io.EOF) {
-			return fmt.Errorf("%w: file ends early", ErrCorrupt)
-		}
-		return err
-	}
-	return nil
-}
-
-// Runs returns the runs in the order of the file. The slice is the reader's.
+// Runs returns the runs in the order of the index. The slice is the reader's.
 func (p *PageReader) Runs() []Run { return p.runs }
 
 // Pages returns how many pages with data and how many zero pages there are.
-func (p *PageReader) Pages() (data, zero uint64) { return p.tail.dataPages, p.tail.zeroPages }
+func (p *PageReader) Pages() (data, zero uint64) {
+	return p.files[0].tail.dataPages, p.files[0].tail.zeroPages
+}
 
 // ReadRun reads run r, which must be one of Runs, into dst (at least r.Len()
 // bytes) and checks it. dst is undefined after an error. When nothing is
@@ -136,42 +107,7 @@ func (p *PageReader) ReadRun(r Run, dst []byte) error {
 		clear(dst)
 		return nil
 	}
-	stored := dst
-	if int(r.stored) != len(dst) {
-		stored = make([]byte, r.stored)
-	}
-	if err := readAt(p.f, stored, r.offset); err != nil {
-		return fmt.Errorf("%s: run at %x: %w", p.part.name(), r.Addr, err)
-	}
-	if xxh3.HashSeed(stored, r.Addr) != r.sum {
-		return fmt.Errorf("%w: %s: checksum of the run at %x", ErrCorrupt, p.part.name(), r.Addr)
-	}
-	if int(r.stored) == len(dst) {
-		return nil
-	}
-	return p.decompress(r, stored, dst)
-}
-
-func (p *PageReader) decompress(r Run, stored, dst []byte) error {
-	var out []byte
-	var err error
-	switch p.comp {
-	case CompressS2:
-		var n int
-		if n, err = s2.DecodedLen(stored); err == nil && n == len(dst) {
-			out, err = s2.Decode(dst, stored)
-		}
-	case CompressZstd:
-		out, err = p.zstd.DecodeAll(stored, dst[:0:len(dst)])
-	default:
-	}
-	if err != nil || len(out) != len(dst) {
-		return fmt.Errorf("%w: %s: run at %x does not unpack (%v)", ErrCorrupt, p.part.name(), r.Addr, err) //nolint:errorlint // nil when the length is wrong; ErrCorrupt is what counts
-	}
-	if &out[0] != &dst[0] {
-		copy(dst, out)
-	}
-	return nil
+	return p.files[r.seg].readRun(&r, dst)
 }
 
 // Each reads all runs with workers goroutines and hands each, checked, to fn,
@@ -181,38 +117,16 @@ func (p *PageReader) decompress(r Run, stored, dst []byte) error {
 //
 // Expected errors: ErrCorrupt, those of reading, those of fn, ctx's.
 func (p *PageReader) Each(ctx context.Context, workers int, fn func(r Run, data []byte) error) error {
-	var next atomic.Int64
-	g, ctx := errgroup.WithContext(ctx)
-	for range max(1, workers) {
-		g.Go(func() error {
-			buf := make([]byte, MaxRunBytes)
-			for {
-				i := int(next.Add(1)) - 1
-				if i >= len(p.runs) {
-					return nil
-				}
-				if err := ctx.Err(); err != nil {
-					return err
-				}
-				r, data := p.runs[i], []byte(nil)
-				if !r.Zero {
-					data = buf[:r.Len()]
-					if err := p.ReadRun(r, data); err != nil {
-						return err
-					}
-				}
-				if err := fn(r, data); err != nil {
-					return err
-				}
-			}
-		})
-	}
-	return g.Wait()
-}
-
-// verify reads everything once and checks it.
-func (p *PageReader) verify(ctx context.Context, workers int) error {
-	return p.Each(ctx, workers, func(Run, []byte) error { return nil })
+	return eachRun(ctx, workers, p.runs, func(r *Run, buf []byte) error {
+		if r.Zero {
+			return fn(*r, nil)
+		}
+		data := buf[:r.Len()]
+		if err := p.files[r.seg].readRun(r, data); err != nil {
+			return err
+		}
+		return fn(*r, data)
+	})
 }
 
 // Overlapping returns the runs that have pages in [start, end), by address.
@@ -250,10 +164,12 @@ func (p *PageReader) ReadAt(addr uint64, dst []byte) error {
 	return nil
 }
 
-// Close releases the file.
+// Close releases the files.
 func (p *PageReader) Close() error {
-	if p.zstd != nil {
-		p.zstd.Close()
+	var err error
+	for _, f := range p.files {
+		err = errors.Join(err, f.close())
 	}
-	return p.f.Close()
+	p.files = nil
+	return err
 }

@@ -45,16 +45,18 @@ type PageWriter struct {
 	direct bool
 	enc    *zstd.Encoder
 
+	base      *PageReader // nil without one
 	headerSum uint64
+	segs      []segment // earlier files that pages are taken from
 	runs      []Run
-	cur       xxh3.Hasher // of the open run
-	open      bool        // the last of runs may still grow
-	pending   [][]byte    // to be written at off
+	open      bool     // the last of runs may still grow
+	pending   [][]byte // to be written at off
 	pendBytes int
 	off       int64 // file offset of pending
 	end       int64 // file offset after pending
 	dataPages uint64
 	zeroPages uint64
+	ownPages  uint64
 
 	hashIn  chan [][]byte
 	hashOut chan hash.Hash
@@ -164,35 +166,35 @@ func (p *PageWriter) add(addr uint64, data []byte) {
 		if !p.open || p.runs[last].End() != addr || p.runs[last].Pages == maxRunPages {
 			p.seal()
 			p.runs = append(p.runs, Run{Addr: addr, offset: p.end})
-			p.cur.ResetSeed(addr)
 			p.open, last = true, len(p.runs)-1
 		}
 		n := min(len(data), (maxRunPages-int(p.runs[last].Pages))*pageSize)
 		p.runs[last].Pages += uint32(n / pageSize) //nolint:gosec // at most maxRunPages
 		p.dataPages += uint64(n / pageSize)        //nolint:gosec // as above
-		p.store(addr, data[:n])
+		p.ownPages += uint64(n / pageSize)         //nolint:gosec // as above
+		p.store(data[:n])
 		addr, data = addr+uint64(n), data[n:] //nolint:gosec // n is positive
 	}
 }
 
 // store hashes and queues pages of the open run, compressed if so wished.
-func (p *PageWriter) store(addr uint64, data []byte) {
-	out := p.compress(data)
+// Compressed runs are not continued.
+func (p *PageWriter) store(data []byte) {
 	last := &p.runs[len(p.runs)-1]
-	if out != nil { // compressed runs are not continued
-		last.stored, last.sum = uint32(len(out)), xxh3.HashSeed(out, addr) //nolint:gosec // at most 1 MB
-		p.open = false
-		p.queue(out)
-	} else {
-		last.stored += uint32(len(data)) //nolint:gosec // at most 1 MB
-		if _, err := p.cur.Write(data); err != nil {
-			p.err = err
-		}
-		if p.w.opts.Compression != CompressNone {
-			p.seal()
-		}
-		p.queue(data)
+	for at := 0; at < len(data); at += pageSize {
+		last.sums = append(last.sums, pageSum(data[at:at+pageSize]))
 	}
+	out := p.compress(data)
+	if out == nil {
+		out = data
+	} else {
+		last.packed = packedSum(out)
+	}
+	if p.w.opts.Compression != CompressNone {
+		p.seal()
+	}
+	last.stored += uint32(len(out)) //nolint:gosec // at most 1 MB
+	p.queue(out)
 	if p.pendBytes >= flushBytes || len(p.pending) >= maxIovecs {
 		p.flushHashed()
 	}
@@ -216,12 +218,7 @@ func (p *PageWriter) compress(data []byte) []byte {
 }
 
 // seal ends the open run.
-func (p *PageWriter) seal() {
-	if p.open {
-		p.runs[len(p.runs)-1].sum = p.cur.Sum64()
-		p.open = false
-	}
-}
+func (p *PageWriter) seal() { p.open = false }
 
 func (p *PageWriter) queue(b []byte) {
 	p.pending = append(p.pending, b)
@@ -319,13 +316,10 @@ func (p *PageWriter) Close() error {
 	if p.direct {
 		p.setDirect(false)
 	}
-	index := make([]byte, 0, len(p.runs)*runEntrySize)
-	for _, r := range p.runs {
-		index = r.append(index)
-	}
+	index := encodeIndex(p.segs, p.runs)
 	t := trailer{
-		indexOff: p.end, runs: uint64(len(p.runs)), indexSum: xxh3.Hash(index),
-		dataPages: p.dataPages, zeroPages: p.zeroPages,
+		indexOff: p.end, segments: uint64(len(p.segs)), runs: uint64(len(p.runs)), indexSum: xxh3.Hash(index),
+		dataPages: p.dataPages, zeroPages: p.zeroPages, ownPages: p.ownPages,
 	}
 	end := t.encode(p.headerSum)
 	p.queue(append(index, end...))

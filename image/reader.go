@@ -71,31 +71,25 @@ func (r *Reader) load(want *Identity) error {
 	if err := r.manifest.checkFiles(); err != nil {
 		return err
 	}
-	for name, f := range r.manifest.Files {
-		if err := r.openPart(name, f); err != nil {
+	files := 0
+	for name := range r.manifest.Files {
+		kind, id, epoch, _ := parsePart(name) // checked
+		if epoch != r.manifest.Epoch {
+			continue
+		}
+		part := partID{Identity: r.manifest.Identity, kind: kind, id: id}
+		p, err := openPages(r.manifest, part, func(name string) (*os.File, error) {
+			return openBeneath(r.dir, name, unix.O_RDONLY, 0)
+		})
+		if err != nil {
 			return err
 		}
+		r.parts[name] = p
+		files += len(p.files)
 	}
-	return nil
-}
-
-func (r *Reader) openPart(name string, want podapi.File) error {
-	kind, id, ok := parsePart(name)
-	if !ok {
-		return fmt.Errorf("%w: file name %q", ErrCorrupt, name)
+	if files != len(r.manifest.Files) {
+		return fmt.Errorf("%w: %d of %d page files are used", ErrCorrupt, files, len(r.manifest.Files))
 	}
-	f, err := openBeneath(r.dir, name, unix.O_RDONLY, 0)
-	if errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("%w: no file %s", ErrIncomplete, name)
-	}
-	if err != nil {
-		return err
-	}
-	p, err := openPages(f, partID{Identity: r.manifest.Identity, kind: kind, id: id}, want.Size, r.manifest.Tails[name])
-	if err != nil {
-		return err
-	}
-	r.parts[name] = p
 	return nil
 }
 
@@ -129,12 +123,16 @@ func (r *Reader) Dir() string { return r.dir.Name() }
 // Process returns the page file of process pid.
 //
 // Expected errors: ErrIncomplete.
-func (r *Reader) Process(pid int) (*PageReader, error) { return r.partNamed(ProcessFile(pid)) }
+func (r *Reader) Process(pid int) (*PageReader, error) {
+	return r.partNamed(ProcessFile(pid, r.manifest.Epoch))
+}
 
 // Object returns the page file of object id, counted from 1.
 //
 // Expected errors: ErrIncomplete.
-func (r *Reader) Object(id int) (*PageReader, error) { return r.partNamed(ObjectFile(id)) }
+func (r *Reader) Object(id int) (*PageReader, error) {
+	return r.partNamed(ObjectFile(id, r.manifest.Epoch))
+}
 
 func (r *Reader) partNamed(name string) (*PageReader, error) {
 	if p, ok := r.parts[name]; ok {
@@ -144,16 +142,26 @@ func (r *Reader) partNamed(name string) (*PageReader, error) {
 }
 
 // Verify reads the whole image once with workers goroutines per file and
-// checks every byte by XXH3.
+// checks every byte by XXH3, also those of shared files that this epoch does
+// not use.
 //
 // Expected errors: ErrCorrupt, those of reading, ctx's.
 func (r *Reader) Verify(ctx context.Context, workers int) error {
-	for _, p := range r.parts {
-		if err := p.verify(ctx, workers); err != nil {
+	for _, f := range r.files() {
+		if err := f.verify(ctx, workers); err != nil {
 			return fmt.Errorf("image %s: %w", r.dir.Name(), err)
 		}
 	}
 	return nil
+}
+
+// files returns all page files.
+func (r *Reader) files() []*pageFile {
+	var out []*pageFile
+	for _, p := range r.parts {
+		out = append(out, p.files...)
+	}
+	return out
 }
 
 // VerifyDigests reads the whole image once and compares the SHA-256 of every
@@ -163,17 +171,17 @@ func (r *Reader) Verify(ctx context.Context, workers int) error {
 func (r *Reader) VerifyDigests(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(4)
-	for name, p := range r.parts {
+	for _, p := range r.files() {
 		g.Go(func() error {
 			if err := ctx.Err(); err != nil {
 				return err
 			}
 			got, err := hashFile(p.f)
 			if err != nil {
-				return fmt.Errorf("image %s: %s: %w", r.dir.Name(), name, err)
+				return fmt.Errorf("image %s: %s: %w", r.dir.Name(), p.part.name(), err)
 			}
-			if got != r.manifest.Files[name] {
-				return fmt.Errorf("image %s: %w: SHA-256 of %s", r.dir.Name(), ErrCorrupt, name)
+			if got != r.manifest.Files[p.part.name()] {
+				return fmt.Errorf("image %s: %w: SHA-256 of %s", r.dir.Name(), ErrCorrupt, p.part.name())
 			}
 			return nil
 		})
@@ -183,16 +191,7 @@ func (r *Reader) VerifyDigests(ctx context.Context) error {
 
 // Written describes the files of the image, as its writer did. It does not
 // read page files; their digests are the manifest's.
-func (r *Reader) Written() podapi.Written {
-	files := map[string]podapi.File{ManifestName: r.sum}
-	for n, f := range r.manifest.Files {
-		files[n] = f
-	}
-	return podapi.Written{
-		Dir: r.dir.Name(), Files: files, Digest: listDigest(files),
-		Ranks: sortedKeys(r.manifest.Ranks),
-	}
-}
+func (r *Reader) Written() podapi.Written { return r.manifest.written(r.dir.Name(), r.sum) }
 
 // Close releases all files.
 func (r *Reader) Close() error {

@@ -1,15 +1,16 @@
 package image
 
 import (
+	"bytes"
+	"cmp"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -18,22 +19,27 @@ import (
 	"github.com/lampause/lampause/job"
 )
 
-// Receiver stores the image of a pod that another node wrote. Files may arrive
-// in parallel and in any order; one that does not have the announced size and
-// SHA-256 is refused. Nothing is to be seen under the image's name before
-// Commit.
+// Receiver stores the image of a pod that another node wrote. The manifest comes
+// first; it must have the announced SHA-256. Page files that an image of another
+// epoch here shares with it are linked then. The others may arrive in parallel
+// and in any order; each must have the announced size, and every byte the XXH3
+// that its index tells, which the manifest vouches for. Nothing is to be seen
+// under the image's name before Commit.
 type Receiver struct {
-	want   podapi.Written
-	step   stepper
-	parent *os.File
-	dir    *os.File
-	id     Identity
-	name   string
-	tmp    string
+	want    podapi.Written
+	step    stepper
+	parent  *os.File
+	dir     *os.File
+	id      Identity
+	name    string
+	tmp     string
+	others  []*os.File // images of the pod at other epochs, the nearest first
+	careful bool       // what is shared is read first: an image was damaged here
 
-	mu   sync.Mutex
-	got  map[string]bool
-	done bool
+	mu       sync.Mutex
+	manifest *Manifest // nil before it arrived
+	got      map[string]bool
+	done     bool
 }
 
 // Receive begins to take the image of pod at epoch, whose files are want.
@@ -57,6 +63,7 @@ func (d *JobDir) Receive(epoch job.Epoch, pod job.PodIndex, want podapi.Written)
 	if err := r.begin(); err != nil {
 		return nil, fmt.Errorf("receive epoch %d pod %d: %w", epoch, pod, errors.Join(err, parent.Close()))
 	}
+	r.lookAround(d)
 	return r, nil
 }
 
@@ -67,7 +74,7 @@ func checkList(want podapi.Written) error {
 		return fmt.Errorf("%w: list of %d files, no manifest", ErrCorrupt, len(want.Files))
 	}
 	for n, f := range want.Files {
-		if _, _, ok := parsePart(n); (!ok && n != ManifestName) || f.Size < 0 {
+		if _, _, _, ok := parsePart(n); (!ok && n != ManifestName) || f.Size < 0 {
 			return fmt.Errorf("%w: file %q of %d bytes", ErrCorrupt, n, f.Size)
 		}
 	}
@@ -101,7 +108,7 @@ func (r *Receiver) begin() error {
 	return err
 }
 
-// Missing returns the names of files that have not arrived.
+// Missing returns the names of files that have not arrived, the manifest first.
 func (r *Receiver) Missing() []string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -111,18 +118,35 @@ func (r *Receiver) Missing() []string {
 			out = append(out, n)
 		}
 	}
+	slices.SortFunc(out, func(a, b string) int {
+		return cmp.Or(-cmp.Compare(b2i(a == ManifestName), b2i(b == ManifestName)), cmp.Compare(a, b))
+	})
 	return out
+}
+
+func b2i(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
 }
 
 // File takes one file from src: exactly the announced bytes, checked while
 // they are written, then synced. A file that fails can be sent again.
 //
 // Expected errors: fs.ErrNotExist for a name that was not announced,
-// ErrCorrupt, those of src and of the file system.
+// ErrIncomplete before the manifest, ErrCorrupt, those of src and of the file
+// system.
 func (r *Receiver) File(ctx context.Context, name string, src io.Reader) error {
 	want, ok := r.want.Files[name]
 	if !ok {
 		return fmt.Errorf("receive %q: %w", name, fs.ErrNotExist)
+	}
+	r.mu.Lock()
+	m := r.manifest
+	r.mu.Unlock()
+	if m == nil && name != ManifestName {
+		return fmt.Errorf("receive %s: %w: the manifest comes first", name, ErrIncomplete)
 	}
 	part := name + ".part"
 	if err := unlinkBeneath(r.dir, part, 0); err != nil {
@@ -132,7 +156,11 @@ func (r *Receiver) File(ctx context.Context, name string, src io.Reader) error {
 	if err != nil {
 		return fmt.Errorf("receive: %w", err)
 	}
-	err = r.take(ctx, f, name, want, src)
+	if name == ManifestName {
+		m, err = r.takeManifest(ctx, f, want, src)
+	} else {
+		err = r.takePages(ctx, f, name, m, src)
+	}
 	if err = errors.Join(err, f.Close()); err == nil {
 		err = renameBeneath(r.dir, part, name, r.step)
 	}
@@ -141,30 +169,120 @@ func (r *Receiver) File(ctx context.Context, name string, src io.Reader) error {
 	}
 	r.mu.Lock()
 	r.got[name] = true
+	r.manifest = m
 	r.mu.Unlock()
+	if name == ManifestName {
+		r.shareAll(ctx, m)
+	}
 	return nil
 }
 
-func (r *Receiver) take(ctx context.Context, f *os.File, name string, want podapi.File, src io.Reader) error {
-	h := sha256.New()
-	buf := make([]byte, 1<<20)
+// takeManifest stores and checks the manifest: it must be the one that was
+// announced, of the right image, and list the files that were announced.
+func (r *Receiver) takeManifest(ctx context.Context, f *os.File, want podapi.File, src io.Reader) (*Manifest, error) {
+	var all bytes.Buffer
+	if err := r.take(ctx, f, ManifestName, want.Size, io.TeeReader(src, &all), nil); err != nil {
+		return nil, err
+	}
+	if got := digestOf(all.Bytes()); got != want {
+		return nil, fmt.Errorf("%w: %d bytes, want %d, or another SHA-256", ErrCorrupt, got.Size, want.Size)
+	}
+	m, err := decodeManifest(all.Bytes())
+	if err == nil {
+		err = m.checkFiles()
+	}
+	if err != nil {
+		return nil, err
+	}
+	if id := m.Identity; id.Job != r.id.Job || id.Epoch != r.id.Epoch || id.Pod != r.id.Pod {
+		return nil, fmt.Errorf("%w: image of job %d epoch %d pod %d", ErrCorrupt, id.Job, id.Epoch, id.Pod)
+	}
+	if m.written("", want).Digest != r.want.Digest {
+		return nil, fmt.Errorf("%w: digests of manifest and list differ", ErrCorrupt)
+	}
+	return m, r.sync(f, ManifestName)
+}
+
+// takePages stores and checks a page file. Pages are hashed as they come, and
+// compared with the index that comes after them.
+func (r *Receiver) takePages(ctx context.Context, f *os.File, name string, m *Manifest, src io.Reader) error {
+	var sums []uint64 // of the pages of the file, the header included
+	err := r.take(ctx, f, name, m.Files[name].Size, src, func(b []byte) {
+		for ; len(b) >= pageSize; b = b[pageSize:] {
+			sums = append(sums, pageSum(b[:pageSize]))
+		}
+	})
+	if err != nil {
+		return err
+	}
+	again, err := openBeneath(r.dir, name+".part", unix.O_RDONLY, 0)
+	if err != nil {
+		return err
+	}
+	kind, id, epoch, _ := parsePart(name) // checked with the list
+	part := partID{Identity: m.Identity, kind: kind, id: id}
+	part.Epoch = epoch
+	p, err := openPageFile(again, part, m.Files[name].Size, m.Tails[name], epoch < m.Epoch)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = p.close() }() // read only
+	if err := p.match(ctx, sums); err != nil {
+		return err
+	}
+	return r.sync(f, name)
+}
+
+// match compares the pages of a file that were hashed while it was written with
+// its index. A compressed file is read again.
+func (p *pageFile) match(ctx context.Context, sums []uint64) error {
+	if p.comp != CompressNone {
+		return p.verify(ctx, 1)
+	}
+	_, runs, err := p.index()
+	if err != nil {
+		return err
+	}
+	for i := range runs {
+		r := &runs[i]
+		if r.Zero || r.seg != 0 {
+			continue
+		}
+		first := int(r.offset / pageSize)
+		if !slices.Equal(r.sums, sums[first:first+len(r.sums)]) {
+			return fmt.Errorf("%w: %s: checksum of the run at %x", ErrCorrupt, p.part.name(), r.Addr)
+		}
+	}
+	return nil
+}
+
+// receiveBytes is how much of a file is taken at a time; a multiple of the page
+// size.
+const receiveBytes = 1 << 20
+
+// take writes exactly size bytes of src to f and shows them to see in pieces of
+// receiveBytes, the last one being shorter.
+func (r *Receiver) take(ctx context.Context, f *os.File, name string, size int64, src io.Reader, see func([]byte)) error {
+	buf := make([]byte, min(receiveBytes, size+1))
 	var n int64
 	for {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		k, err := src.Read(buf)
-		if n += int64(k); n > want.Size {
-			return fmt.Errorf("%w: more than %d bytes", ErrCorrupt, want.Size)
+		k, err := io.ReadFull(src, buf)
+		if n += int64(k); n > size {
+			return fmt.Errorf("%w: more than %d bytes", ErrCorrupt, size)
 		}
-		h.Write(buf[:k])
+		if see != nil {
+			see(buf[:k])
+		}
 		if stepErr := r.step.before("write " + name); stepErr != nil {
 			return stepErr
 		}
 		if _, err := f.Write(buf[:k]); err != nil {
 			return err
 		}
-		if errors.Is(err, io.EOF) {
+		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 			break
 		}
 		if err != nil {
@@ -175,9 +293,13 @@ func (r *Receiver) take(ctx context.Context, f *os.File, name string, want podap
 			_ = unix.SyncFileRange(int(f.Fd()), 0, 0, unix.SYNC_FILE_RANGE_WRITE) //nolint:errcheck // a hint
 		}
 	}
-	if n != want.Size || hex.EncodeToString(h.Sum(nil)) != want.SHA256 {
-		return fmt.Errorf("%w: %d bytes, want %d, or another SHA-256", ErrCorrupt, n, want.Size)
+	if n != size {
+		return fmt.Errorf("%w: %d bytes, want %d", ErrCorrupt, n, size)
 	}
+	return nil
+}
+
+func (r *Receiver) sync(f *os.File, name string) error {
 	if err := r.step.before("sync " + name); err != nil {
 		return err
 	}
@@ -212,12 +334,16 @@ func (r *Receiver) Commit() (podapi.Written, error) {
 	if out.Digest != r.want.Digest {
 		return podapi.Written{}, fmt.Errorf("receive: %w: digests of manifest and list differ", ErrCorrupt)
 	}
-	if err := renameBeneath(r.parent, r.tmp, r.name, r.step); err != nil {
+	err = syncDir(r.dir, r.step) // links may be the last that was made
+	if err == nil {
+		err = renameBeneath(r.parent, r.tmp, r.name, r.step)
+	}
+	if err != nil {
 		return podapi.Written{}, fmt.Errorf("receive: %w", err)
 	}
 	r.done = true
 	out.Dir = filepath.Join(r.parent.Name(), r.name)
-	return out, errors.Join(r.dir.Close(), r.parent.Close())
+	return out, r.close()
 }
 
 // Abort removes what arrived. After a successful Commit it does nothing.
@@ -230,5 +356,14 @@ func (r *Receiver) Abort() error {
 		return nil
 	}
 	r.done = true
-	return errors.Join(r.dir.Close(), removeTree(r.parent, r.tmp, 0, nil), r.parent.Close())
+	return errors.Join(removeTree(r.parent, r.tmp, 0, nil), r.close())
+}
+
+func (r *Receiver) close() error {
+	err := errors.Join(r.dir.Close(), r.parent.Close())
+	for _, o := range r.others {
+		err = errors.Join(err, o.Close())
+	}
+	r.others = nil
+	return err
 }

@@ -26,8 +26,10 @@ type Writer struct {
 	tmp    string
 	name   string
 
+	base *Reader // image that pages are taken over from; nil for none
+
 	mu    sync.Mutex
-	files map[string]podapi.File
+	files map[string]podapi.File // also those shared with base
 	tails map[string]uint64
 	open  map[string]*PageWriter
 	done  bool
@@ -93,6 +95,7 @@ func (w *Writer) part(part partID) (*PageWriter, error) {
 	defer w.mu.Unlock()
 	if p != nil {
 		w.open[part.name()] = p
+		p.base = w.baseOf(part)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("image: %w", err)
@@ -157,34 +160,48 @@ func (w *Writer) commit(m *Manifest) (podapi.Written, error) {
 		return podapi.Written{}, err
 	}
 	w.done = true
-	all := map[string]podapi.File{ManifestName: digestOf(data)}
-	for n, f := range w.files {
-		all[n] = f
-	}
-	return podapi.Written{
-		Dir:   filepath.Join(w.parent.Name(), w.name),
-		Files: all, Digest: listDigest(all), Ranks: sortedKeys(m.Ranks),
-	}, errors.Join(w.dir.Close(), w.parent.Close())
+	return m.written(filepath.Join(w.parent.Name(), w.name), digestOf(data)), errors.Join(w.dir.Close(), w.parent.Close())
 }
 
-// checkFiles reports a process or object without page file, and the reverse.
+// written describes the files of m's image in dir; self is the manifest's own.
+func (m *Manifest) written(dir string, self podapi.File) podapi.Written {
+	w := podapi.Written{Dir: dir, Files: map[string]podapi.File{ManifestName: self}, Ranks: sortedKeys(m.Ranks), NewBytes: self.Size}
+	for n, f := range m.Files {
+		w.Files[n] = f
+		if _, _, e, _ := parsePart(n); e == m.Epoch {
+			w.NewBytes += f.Size
+		}
+	}
+	w.Digest = listDigest(w.Files)
+	return w
+}
+
+// checkFiles reports a process or object without page file, and files that are
+// of none.
 func (m *Manifest) checkFiles() error {
 	want := map[string]bool{}
 	for i := range m.Processes {
 		if m.Processes[i].Exited == nil {
-			want[ProcessFile(m.Processes[i].PID)] = true
+			want[ProcessFile(m.Processes[i].PID, m.Epoch)] = true
 		}
 	}
 	for i := range m.Objects {
-		want[ObjectFile(i+1)] = true
+		want[ObjectFile(i+1, m.Epoch)] = true
 	}
 	for n := range want {
 		if _, ok := m.Files[n]; !ok {
 			return fmt.Errorf("%w: no file %s", ErrIncomplete, n)
 		}
 	}
-	if len(m.Files) != len(want) || len(m.Tails) != len(want) {
-		return fmt.Errorf("%w: %d page files, want %d", ErrCorrupt, len(m.Files), len(want))
+	for n := range m.Files {
+		kind, id, epoch, ok := parsePart(n)
+		head := partID{Identity: m.Identity, kind: kind, id: id}
+		if _, tail := m.Tails[n]; !ok || !tail || epoch > m.Epoch || !want[head.name()] {
+			return fmt.Errorf("%w: file %q does not belong to epoch %d", ErrCorrupt, n, m.Epoch)
+		}
+	}
+	if len(m.Tails) != len(m.Files) {
+		return fmt.Errorf("%w: %d page files, %d checksums", ErrCorrupt, len(m.Files), len(m.Tails))
 	}
 	return nil
 }

@@ -332,7 +332,7 @@ func TestRefusals(t *testing.T) {
 	out := output(t)
 	dir := captured(t, out, "step 2 ", args...)
 	n := namespace(t)
-	path := filepath.Join(dir, image.ProcessFile(2000))
+	path := filepath.Join(dir, image.ProcessFile(2000, 1))
 	good, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)

@@ -48,6 +48,7 @@ type memory struct {
 	size int
 	buf  *buffer
 	scan int // number of the scan that it belongs to; 0 for none
+	of   *process
 }
 
 // newMemory lays the ranges one after the other into buf.

@@ -108,10 +108,12 @@ func (p *Pod) Resume(ctx context.Context, epoch job.Epoch, peers []podapi.Mark) 
 }
 
 // Write stores the image of the draft in dir, durably, while the ranks run.
+// Where the image of the committed epoch is in dir too, memory that was not
+// written since is shared with that and not written again.
 //
 // Expected errors: ErrOrder; those of image.Writer (disk full, ...).
 func (p *Pod) Write(ctx context.Context, epoch job.Epoch, dir *image.JobDir, o image.Options, x Extra) (*podapi.Written, error) {
-	return p.write(ctx, epoch, x, func(id image.Identity) (*image.Writer, error) { return dir.Create(id, o) })
+	return p.write(ctx, epoch, x, dir, o)
 }
 
 // Commit says that the log committed the epoch: what is kept of the one before
@@ -156,6 +158,17 @@ func (p *Pod) Release(ctx context.Context) (*Report, error) {
 	at := p.state.At
 	p.mu.Unlock()
 	return p.do(ctx, Event{podapi.OpRelease, at}, args{})
+}
+
+// ReleaseStopped is Release, but leaves the processes stopped as by SIGSTOP:
+// they execute nothing before somebody sends SIGCONT.
+//
+// Expected errors: those of Release.
+func (p *Pod) ReleaseStopped(ctx context.Context) (*Report, error) {
+	p.mu.Lock()
+	at := p.state.At
+	p.mu.Unlock()
+	return p.do(ctx, Event{podapi.OpRelease, at}, args{stopped: true})
 }
 
 // Adopt takes over a pod whose ranks were rebuilt by migrate/ from the image

@@ -257,7 +257,7 @@ func (g *group) prefill(ctx context.Context, snap *snapshot) error {
 			g.giveBuffer(buf)
 			return err
 		}
-		second.scan = m.scan
+		second.scan, second.of = m.scan, m.of
 		g.giveCopy(c.pid, second)
 	}
 	return nil
@@ -269,7 +269,7 @@ func (g *group) place(ctx context.Context, q *process, s *scanned) (m *memory, w
 	if old := g.takeCopy(q.pid); old != nil {
 		written, ok := q.tracker.since(old.scan)
 		if m = reuse(s.present, old); m != nil && ok {
-			m.scan = q.tracker.seq
+			m.scan, m.of = q.tracker.seq, q
 			missing := subtract(m.runs, old.runs)
 			return m, normalize(append(missing, intersect(m.runs, written)...)), nil
 		}
@@ -280,6 +280,7 @@ func (g *group) place(ctx context.Context, q *process, s *scanned) (m *memory, w
 		return nil, nil, err
 	}
 	m = newMemory(s.present, buf)
+	m.of = q
 	if q.tracker.fd >= 0 {
 		m.scan = q.tracker.seq
 	}

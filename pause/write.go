@@ -14,13 +14,14 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lampause/lampause/image"
+	"github.com/lampause/lampause/internal/kernel"
 	"github.com/lampause/lampause/internal/podapi"
 	"github.com/lampause/lampause/job"
 )
 
 // write stores the draft while the ranks run. The mutex is not held meanwhile:
 // the memory is kept by a count of its users.
-func (p *Pod) write(ctx context.Context, epoch job.Epoch, x Extra, open func(image.Identity) (*image.Writer, error)) (*podapi.Written, error) {
+func (p *Pod) write(ctx context.Context, epoch job.Epoch, x Extra, dir *image.JobDir, o image.Options) (*podapi.Written, error) {
 	snap, again, err := p.beginWrite(epoch)
 	if err != nil || again != nil {
 		return again, err
@@ -31,7 +32,8 @@ func (p *Pod) write(ctx context.Context, epoch job.Epoch, x Extra, open func(ima
 	if err := snap.finish(ctx); err != nil {
 		return nil, fmt.Errorf("pause: write epoch %d: %w", epoch, err)
 	}
-	written, err := snap.store(ctx, p.cfg, x, &p.group.files, func() (*image.Writer, error) { return open(id) })
+	inc := p.increment(snap)
+	written, err := snap.store(ctx, p.cfg, x, &p.group.files, inc, func() (*image.Writer, func() error, error) { return inc.begin(dir, id, o) })
 	if err != nil {
 		return nil, fmt.Errorf("pause: write epoch %d: %w", epoch, err)
 	}
@@ -64,12 +66,12 @@ func (p *Pod) beginWrite(epoch job.Epoch) (_ *snapshot, again *podapi.Written, e
 }
 
 // store writes the page files of all processes in parallel, then the manifest.
-func (s *snapshot) store(ctx context.Context, cfg Config, x Extra, files *identities, open func() (*image.Writer, error)) (_ podapi.Written, err error) {
+func (s *snapshot) store(ctx context.Context, cfg Config, x Extra, files *identities, inc increment, open func() (*image.Writer, func() error, error)) (_ podapi.Written, err error) {
 	m, err := s.manifest(cfg, x, files)
 	if err != nil {
 		return podapi.Written{}, err
 	}
-	w, err := open()
+	w, release, err := open()
 	if err != nil {
 		return podapi.Written{}, err
 	}
@@ -77,17 +79,18 @@ func (s *snapshot) store(ctx context.Context, cfg Config, x Extra, files *identi
 		if err != nil {
 			err = errors.Join(err, w.Abort())
 		}
+		err = errors.Join(err, release())
 	}()
 	eg, ectx := errgroup.WithContext(ctx)
 	eg.SetLimit(2) // the ranks want the cores
 	for _, c := range s.procs {
 		eg.Go(func() error {
-			return storePages(ectx, c.pages, func() (*image.PageWriter, error) { return w.Process(c.image.PID) })
+			return storePages(ectx, c.pages, inc.same[c.pid], func() (*image.PageWriter, error) { return w.Process(c.image.PID) })
 		})
 	}
 	for i, o := range s.objects {
 		eg.Go(func() error {
-			return storePages(ectx, o.pages, func() (*image.PageWriter, error) { return w.Object(i + 1) })
+			return storePages(ectx, o.pages, nil, func() (*image.PageWriter, error) { return w.Object(i + 1) })
 		})
 	}
 	if err := eg.Wait(); err != nil {
@@ -96,14 +99,21 @@ func (s *snapshot) store(ctx context.Context, cfg Config, x Extra, files *identi
 	return w.Commit(ctx, m)
 }
 
-// storePages writes one page file.
-func storePages(ctx context.Context, p pages, open func() (*image.PageWriter, error)) (err error) {
+// storePages writes one page file, without what is the same as in the base.
+func storePages(ctx context.Context, p pages, same []kernel.Range, open func() (*image.PageWriter, error)) (err error) {
 	pw, err := open()
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, pw.Close()) }()
-	return p.each(ctx, 1, nil, pw.Write)
+	if len(same) == 0 {
+		return p.each(ctx, 1, nil, pw.Write)
+	}
+	left := keep(pw, p.ranges(), same)
+	if len(left) == 0 {
+		return nil
+	}
+	return p.each(ctx, 1, left, pw.Write)
 }
 
 // identities remembers what files are, so that each is read once and not at

@@ -117,6 +117,7 @@ type PhaseRequest struct {
 	Placement  []job.PodPlacement `json:"placement,omitempty"`
 	SetDigest  string             `json:"set_digest,omitempty"` // Commit
 	RaftIndex  uint64             `json:"raft_index,omitempty"` // Commit
+	Suspended  bool               `json:"suspended,omitempty"`  // Release: the ranks stand still, and execute nothing before OpContinue
 }
 
 // PhaseReply is the answer. A refused phase has HTTP status 409 (out of order,
@@ -136,12 +137,17 @@ type PhaseReply struct {
 }
 
 // Written describes the durable image of a pod at an epoch: a directory
-// ImageDir/EPOCH/podN of files, to be replicated as they are.
+// ImageDir/EPOCH/podN of files, to be replicated as they are. A holder of an
+// earlier epoch may have some of them already.
 type Written struct {
 	Dir    string          `json:"dir"`
 	Files  map[string]File `json:"files"`  // by name
 	Digest string          `json:"digest"` // SHA-256 over the sorted list of files
 	Ranks  []job.Rank      `json:"ranks"`
+
+	// NewBytes is how much of the files was written for this epoch; the others
+	// are shared with earlier ones.
+	NewBytes int64 `json:"new_bytes,omitempty"`
 }
 
 // File is the size and SHA-256 (hex) of one image file.

@@ -317,7 +317,7 @@ func TestInspectAndCheck(t *testing.T) {
 	if !v.Verified || len(v.Manifest.Processes) != 1 || len(v.Manifest.Processes[0].Threads) != 3 || v.Pages[firstPID].Data == 0 {
 		t.Errorf("%+v", v)
 	}
-	path := filepath.Join(w.dir, "ckpt", "1", "pod0", image.ProcessFile(firstPID))
+	path := filepath.Join(w.dir, "ckpt", "1", "pod0", image.ProcessFile(firstPID, 1))
 	b, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
