@@ -63,6 +63,10 @@ type Restored struct {
 	// going on, such as a scheduling priority that is no longer permitted.
 	Notes []string
 
+	// LeaveStopped, set before Release, leaves the processes stopped as by
+	// SIGSTOP: they execute nothing before somebody sends SIGCONT.
+	LeaveStopped bool
+
 	tracers []*proc.Tracer
 	procs   []*process
 	over    bool
@@ -293,6 +297,7 @@ func (r *Restored) Release(ctx context.Context) error {
 	r.over = true
 	var err error
 	for _, p := range r.procs {
+		p.f.LeaveStopped = r.LeaveStopped
 		err = errors.Join(err, p.f.Thaw(ctx))
 	}
 	for _, t := range r.tracers {

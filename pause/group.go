@@ -43,11 +43,12 @@ type group struct {
 	externals []External
 	files     identities // of mapped files
 
-	mu     sync.Mutex // guards the fields below while ranks are worked on in parallel
-	procs  map[int]*process
-	spares []*buffer // for the next snapshot
-	inUse  int64     // bytes of all buffers
-	closed bool
+	mu           sync.Mutex // guards the fields below while ranks are worked on in parallel
+	procs        map[int]*process
+	spares       []*buffer // for the next snapshot
+	inUse        int64     // bytes of all buffers
+	closed       bool
+	leaveStopped bool // the next thaw leaves the processes stopped; set within a step
 }
 
 func newGroup(cfg Config) *group {
@@ -213,13 +214,21 @@ func (p *process) close() {
 	_ = p.tracer.Close() // always nil
 }
 
-// thaw lets every frozen process go on. Processes that were killed meanwhile
-// are forgotten.
+// thaw lets every frozen process go on, all of them as nearly at once as can be:
+// what one rank gets ahead it waits for another. Processes that were killed
+// meanwhile are forgotten.
 func (g *group) thaw(ctx context.Context) error {
+	_ = g.each(ctx, func(ctx context.Context, p *process) error {
+		if p.frozen == nil {
+			return nil
+		}
+		return p.frozen.Settle(ctx) // Thaw tries again, and tells
+	})
 	return g.each(ctx, func(ctx context.Context, p *process) error {
 		if p.frozen == nil {
 			return nil
 		}
+		p.frozen.LeaveStopped = g.leaveStopped
 		err := p.frozen.Thaw(ctx)
 		p.frozen = nil
 		if errors.Is(err, kernel.ErrGone) {

@@ -17,6 +17,7 @@ type args struct {
 	generation uint64
 	reader     *image.Reader
 	record     *stream.Record
+	stopped    bool // of a release
 }
 
 // do asks the state machine and carries its actions out. A step that was done
@@ -76,6 +77,8 @@ func (p *Pod) perform(ctx context.Context, act Action, e Event, a args, r *Repor
 	case ActRollback:
 		return p.rollback(ctx, a, r)
 	case ActRelease:
+		p.group.leaveStopped = a.stopped
+		defer func() { p.group.leaveStopped = false }()
 		return p.release(ctx, r)
 	case ActAdopt:
 		return p.adopt(a)

@@ -45,6 +45,10 @@ type Frozen struct {
 	// process before it was frozen, or 0. It stays stopped when thawed.
 	GroupStop unix.Signal
 
+	// LeaveStopped makes Thaw stop the process by SIGSTOP before it lets go of
+	// any thread: it executes no instruction before somebody sends SIGCONT.
+	LeaveStopped bool
+
 	t      *Tracer
 	sys    *kernel.Sys
 	stub   uint64 // address of the stub, 0 when not mapped
@@ -188,6 +192,24 @@ func (f *Frozen) withoutStub(maps []Map) []Map {
 	return out
 }
 
+// Settle does ahead of Thaw what need not be done when other processes run
+// again already: it unmaps the stub and gives the threads their registers.
+// Thaw tries again what failed; nothing may be injected in between.
+//
+// Expected errors: as of Thaw.
+func (f *Frozen) Settle(ctx context.Context) error {
+	return f.t.Do(func() error {
+		if f.over {
+			return nil
+		}
+		err := errors.Join(f.reapHelpers(ctx), f.dropStub(ctx))
+		for _, th := range f.Threads {
+			err = errors.Join(err, f.settle(th))
+		}
+		return err
+	})
+}
+
 // Thaw unmaps the stub, gives every thread its registers, mask and signal, and
 // detaches. It does as much as it can: a thread that was killed meanwhile is
 // reaped, other errors are returned after all threads were let go. Thawing
@@ -204,6 +226,11 @@ func (f *Frozen) Thaw(ctx context.Context) error {
 		err = errors.Join(err, f.dropStub(ctx))
 		if f.mem != nil {
 			_ = f.mem.Close() // opened for writing through the page tables: nothing is buffered
+		}
+		if f.LeaveStopped { // pending until the threads are detached (ptrace(2), signal(7))
+			if kerr := unix.Kill(f.PID, unix.SIGSTOP); kerr != nil && kerr != unix.ESRCH {
+				err = errors.Join(err, errorf(f.PID, "leave stopped: %w", kerr))
+			}
 		}
 		gone := 0
 		for _, th := range f.Threads {

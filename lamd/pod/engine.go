@@ -57,8 +57,9 @@ type engine interface {
 	// restore rebuilds ranks from the image of an epoch; the new process
 	// numbers are set in the returned members.
 	restore(ctx context.Context, q podapi.PhaseRequest, ranks []member) (podapi.PhaseReply, []member, *side, error)
-	// release lets rolled back or restored ranks go on.
-	release(ctx context.Context) (podapi.PhaseReply, error)
+	// release lets rolled back or restored ranks go on; with stopped they stand
+	// still, as by SIGSTOP, and execute nothing before.
+	release(ctx context.Context, stopped bool) (podapi.PhaseReply, error)
 
 	// prepare makes room for the next copy of memory ahead of a freeze, so that
 	// the stall does not pay for it. The ranks run.

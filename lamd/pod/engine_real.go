@@ -168,11 +168,14 @@ func (e *liveEngine) rollback(ctx context.Context, q podapi.PhaseRequest) (podap
 	return outcome(e.pod.Rollback(ctx, q.Epoch, uint64(q.Incarnation)))
 }
 
-func (e *liveEngine) release(ctx context.Context) (podapi.PhaseReply, error) {
+func (e *liveEngine) release(ctx context.Context, stopped bool) (podapi.PhaseReply, error) {
+	if e.rebuilt == nil && stopped {
+		return outcome(e.pod.ReleaseStopped(ctx))
+	}
 	if e.rebuilt == nil {
 		return outcome(e.pod.Release(ctx))
 	}
-	if err := e.rebuilt.release(ctx); err != nil {
+	if err := e.rebuilt.release(ctx, stopped); err != nil {
 		return podapi.PhaseReply{}, err
 	}
 	e.rebuilt = nil

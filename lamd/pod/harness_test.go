@@ -28,17 +28,18 @@ import (
 
 // harness is the least that pods need of lamd: links, and a broker of fences.
 type harness struct {
-	t      *testing.T
-	dir    string
-	jobID  job.ID
-	header podapi.Header
-	spec   job.Spec
-	book   []job.PodAddress
-	layout []job.PodPlacement
-	lease  int64
-	pods   map[job.PodIndex]*testPod
-	broker *broker
-	epoch  job.Epoch // newest committed
+	t         *testing.T
+	dir       string
+	jobID     job.ID
+	header    podapi.Header
+	spec      job.Spec
+	book      []job.PodAddress
+	layout    []job.PodPlacement
+	lease     int64
+	pods      map[job.PodIndex]*testPod
+	broker    *broker
+	epoch     job.Epoch // newest committed
+	suspended bool      // the job is: recoveries leave it so
 }
 
 // testPod is a running supervisor.

@@ -79,6 +79,17 @@ func (h *holds) lift(ctx context.Context) error {
 	return h.send(ctx, unix.SIGCONT)
 }
 
+// note says that somebody holds the ranks, which stand still already or will
+// before they execute anything.
+func (h *holds) note(who holder) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.set == nil {
+		h.set = map[holder]bool{}
+	}
+	h.set[who] = true
+}
+
 // again stops the ranks if anybody holds them.
 func (h *holds) again(ctx context.Context) error {
 	h.mu.Lock()

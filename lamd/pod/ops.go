@@ -52,7 +52,7 @@ func (s *supervisor) dispatch(ctx context.Context, q podapi.PhaseRequest) (podap
 	case podapi.OpRestore:
 		r, err = s.restore(ctx, q)
 	case podapi.OpRelease:
-		r, err = s.release(ctx)
+		r, err = s.release(ctx, q.Suspended)
 	case podapi.OpSuspend:
 		err = s.holds.take(ctx, heldByUser)
 	case podapi.OpContinue:
@@ -310,16 +310,22 @@ func (s *supervisor) adopt(ranks []member, x *side) error {
 	return nil
 }
 
-func (s *supervisor) release(ctx context.Context) (podapi.PhaseReply, error) {
+// release lets the ranks go on. Those of a suspended job stand still from the
+// first moment on: a rebuilt pod has not heard of the suspension yet, and a
+// survivor's ranks were let go for the rollback.
+func (s *supervisor) release(ctx context.Context, suspended bool) (podapi.PhaseReply, error) {
 	if !s.lease.valid() {
 		return podapi.PhaseReply{}, fmt.Errorf("the lease of the pod has run out: %w", errRetry)
 	}
 	s.updateShield()
-	r, err := s.engine.release(ctx)
+	if suspended {
+		s.holds.note(heldByUser)
+	}
+	r, err := s.engine.release(ctx, s.holds.any())
 	if err != nil {
 		return r, err
 	}
-	err = s.holds.again(ctx)
+	err = s.holds.again(ctx) // also children that are no ranks
 	s.goOn()
 	s.wantPrepared()
 	return r, err

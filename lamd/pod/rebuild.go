@@ -115,8 +115,9 @@ func (b *rebuilding) endSeeds() error {
 	return errors.Join(errs...)
 }
 
-// release lets connections, then processes go on.
-func (b *rebuilding) release(ctx context.Context) error {
+// release lets connections, then processes go on; stopped leaves the processes
+// stopped.
+func (b *rebuilding) release(ctx context.Context, stopped bool) error {
 	if err := b.socks.Release(ctx); err != nil {
 		return err
 	}
@@ -126,6 +127,7 @@ func (b *rebuilding) release(ctx context.Context) error {
 	if b.procs == nil {
 		return b.image.Close()
 	}
+	b.procs.LeaveStopped = stopped
 	return b.procs.Release(ctx)
 }
 

@@ -170,7 +170,7 @@ func (h *harness) recover(node int, lost ...job.PodIndex) {
 		h.t.Fatal(err)
 	}
 	if _, err := h.each(all, func(*testPod) podapi.PhaseRequest {
-		return podapi.PhaseRequest{Op: podapi.OpRelease, Epoch: h.epoch}
+		return podapi.PhaseRequest{Op: podapi.OpRelease, Epoch: h.epoch, Suspended: h.suspended}
 	}); err != nil {
 		h.t.Fatal(err)
 	}

@@ -290,7 +290,8 @@ func (c *conductor) recoverOn() {
 	r.released = true
 	r.ms["fence"] = ms(c.l.now - r.whole)
 	sent := c.l.now
-	c.all(c.recoveryPhase(podapi.OpRelease, nil), c.pods(), func(_ job.PodIndex, rep *podapi.PhaseReply) {
+	fill := func(_ job.PodIndex, q *podapi.PhaseRequest) { q.Suspended = c.j.Suspended }
+	c.all(c.recoveryPhase(podapi.OpRelease, fill), c.pods(), func(_ job.PodIndex, rep *podapi.PhaseReply) {
 		r.bill(rep)
 		for _, x := range rep.Exits {
 			c.exited(x)
