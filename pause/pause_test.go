@@ -17,6 +17,7 @@ import (
 	"github.com/lampause/lampause/internal/kernel"
 	"github.com/lampause/lampause/internal/podapi"
 	"github.com/lampause/lampause/internal/proc"
+	"github.com/lampause/lampause/internal/progtest"
 	"github.com/lampause/lampause/job"
 )
 
@@ -34,16 +35,7 @@ func TestMain(m *testing.M) {
 // build compiles testdata/c/NAME.c and returns the program's path.
 func build(t testing.TB, name string) string {
 	t.Helper()
-	gcc, err := exec.LookPath("gcc")
-	if err != nil {
-		t.Skip("gcc is not installed: the program under test cannot be built")
-	}
-	out := filepath.Join(t.TempDir(), name)
-	cmd := exec.CommandContext(t.Context(), gcc, "-O1", "-g", "-pthread", "-o", out, filepath.Join("testdata", "c", name+".c"), "-lrt")
-	if b, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("gcc: %v\n%s", err, b)
-	}
-	return out
+	return progtest.Build(t, filepath.Join("testdata", "c", name+".c"), "-lrt")
 }
 
 // program is a running C program that said "ready".

@@ -16,21 +16,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lampause/lampause/internal/kernel"
+	"github.com/lampause/lampause/internal/progtest"
 )
 
 // build compiles testdata/NAME.c and returns the program's path.
 func build(t testing.TB, name string) string {
 	t.Helper()
-	gcc, err := exec.LookPath("gcc")
-	if err != nil {
-		t.Skip("gcc is not installed: the program under test cannot be built")
-	}
-	out := filepath.Join(t.TempDir(), name)
-	cmd := exec.CommandContext(t.Context(), gcc, "-O1", "-g", "-pthread", "-o", out, filepath.Join("testdata", name+".c"))
-	if b, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("gcc: %v\n%s", err, b)
-	}
-	return out
+	return progtest.Build(t, filepath.Join("testdata", name+".c"))
 }
 
 // program is a running C program.

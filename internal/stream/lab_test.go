@@ -7,8 +7,8 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
-	"strings"
 	"syscall"
 	"testing"
 
@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lampause/lampause/internal/kernel"
+	"github.com/lampause/lampause/internal/progtest"
 )
 
 // labEnv marks the process that runs inside namespaces of its own.
@@ -264,17 +265,5 @@ func twoPods(t testing.TB) (h *hub, a, b *netns) {
 // buildC compiles a program of testdata, or skips.
 func buildC(t testing.TB, name string, args ...string) string {
 	t.Helper()
-	gcc, err := exec.LookPath("gcc")
-	if err != nil {
-		t.Skip("needs gcc to build " + name)
-	}
-	out := t.TempDir() + "/" + name
-	args = append(args, "-O2", "-Wall", "-o", out, "testdata/"+name+".c")
-	if b, err := exec.Command(gcc, args...).CombinedOutput(); err != nil {
-		if strings.Contains(string(b), "cannot find -lc") {
-			t.Skip("needs a static C library to build " + name)
-		}
-		t.Fatalf("gcc: %v\n%s", err, b)
-	}
-	return out
+	return progtest.Build(t, filepath.Join("testdata", name+".c"), append([]string{"-O2", "-Wall"}, args...)...)
 }
