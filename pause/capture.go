@@ -281,18 +281,44 @@ func captureThreads(ctx context.Context, p *process, im *image.Process) error {
 	f := p.frozen
 	return f.Tracer().Do(func() error {
 		for _, th := range f.Threads {
-			t, err := captureThread(ctx, f, th)
+			b := f.Batch(th)
+			ask := askThread(b)
+			var shared *sharedAnswers
+			if th == f.Leader() {
+				timers, err := readTimers(p.pid)
+				if err != nil {
+					return err
+				}
+				shared = askShared(b, timers)
+			}
+			err := b.Run(ctx)
+			if err == nil && shared != nil {
+				err = shared.read(b, im)
+			}
+			if err != nil {
+				return err
+			}
+			t, err := captureThread(f, th, b, ask)
 			if err != nil {
 				return fmt.Errorf("thread %d: %w", th.TID, err)
 			}
 			im.Threads = append(im.Threads, t)
 		}
-		return captureShared(ctx, p, im)
+		return nil
 	})
 }
 
-// captureThread describes one thread.
-func captureThread(ctx context.Context, f *proc.Frozen, th *proc.Thread) (t image.Thread, err error) {
+// askThread has a thread tell what nobody else knows, and returns where.
+func askThread(b *proc.Batch) (at uint64) {
+	at = b.Alloc(48) // stack_t, the thread id's address, the signal of the parent's death
+	b.Call(unix.SYS_SIGALTSTACK, 0, at)
+	b.Call(unix.SYS_PRCTL, unix.PR_GET_TID_ADDRESS, at+32)
+	b.Call(unix.SYS_PRCTL, unix.PR_GET_PDEATHSIG, at+40)
+	return at
+}
+
+// captureThread describes one thread, which has answered at ask.
+func captureThread(f *proc.Frozen, th *proc.Thread, b *proc.Batch, ask uint64) (t image.Thread, err error) {
 	st, err := proc.ReadStatus(th.TID)
 	if err != nil {
 		return t, err
@@ -325,25 +351,13 @@ func captureThread(ctx context.Context, f *proc.Frozen, th *proc.Thread) (t imag
 	if th.Signal != 0 {
 		t.Pending = append([][]byte{th.SigInfo}, t.Pending...)
 	}
-	b := f.Batch(th)
-	altstack, ctid, death := b.Alloc(24), b.Alloc(8), b.Alloc(8)
-	b.Call(unix.SYS_SIGALTSTACK, 0, altstack)
-	b.Call(unix.SYS_PRCTL, unix.PR_GET_TID_ADDRESS, ctid)
-	b.Call(unix.SYS_PRCTL, unix.PR_GET_PDEATHSIG, death)
-	if err := b.Run(ctx); err != nil {
-		return t, err
-	}
-	raw, err := b.Read(altstack, 48)
+	raw, err := b.Read(ask, 48)
 	if err != nil {
 		return t, err
 	}
 	le := binary.LittleEndian
 	t.AltStack = image.AltStack{SP: le.Uint64(raw), Flags: int32(le.Uint32(raw[8:])), Size: le.Uint64(raw[16:])}
-	t.ClearTID, t.PDeathSig = le.Uint64(raw[32:]), 0
-	if raw, err = b.Read(death, 4); err != nil {
-		return t, err
-	}
-	t.PDeathSig = int(le.Uint32(raw))
+	t.ClearTID, t.PDeathSig = le.Uint64(raw[32:]), int(le.Uint32(raw[40:]))
 	// After the injection: it may have moved the thread out of a restartable
 	// sequence.
 	regs := proc.Normalise(th.Regs)
@@ -352,54 +366,59 @@ func captureThread(ctx context.Context, f *proc.Frozen, th *proc.Thread) (t imag
 	return t, nil
 }
 
-// captureShared asks for handlers, timers, brk and flags of the process.
-func captureShared(ctx context.Context, p *process, im *image.Process) error {
-	f := p.frozen
-	timers, err := readTimers(p.pid)
-	if err != nil {
-		return err
-	}
-	b := f.Batch(f.Leader())
-	actions := b.Alloc(32 * 64)
-	itimers := b.Alloc(32 * 3)
-	ptimers := b.Alloc(32 * len(timers))
-	brk := b.Call(unix.SYS_BRK, 0)
-	dumpable := b.Call(unix.SYS_PRCTL, unix.PR_GET_DUMPABLE)
+// sharedAnswers is where the leader puts what belongs to the whole process.
+type sharedAnswers struct {
+	actions, itimers, ptimers uint64
+	brk, dumpable             *proc.Call
+	overruns                  []*proc.Call
+	timers                    []image.PosixTimer
+}
+
+// askShared asks for handlers, timers, brk and flags of the process.
+func askShared(b *proc.Batch, timers []image.PosixTimer) *sharedAnswers {
+	s := &sharedAnswers{timers: timers, overruns: make([]*proc.Call, len(timers))}
+	s.actions = b.Alloc(32 * 64)
+	s.itimers = b.Alloc(32 * 3)
+	s.ptimers = b.Alloc(32 * len(timers))
+	s.brk = b.Call(unix.SYS_BRK, 0)
+	s.dumpable = b.Call(unix.SYS_PRCTL, unix.PR_GET_DUMPABLE)
 	for sig := range uint64(64) {
-		b.Call(unix.SYS_RT_SIGACTION, sig+1, 0, actions+32*sig, 8)
+		b.Call(unix.SYS_RT_SIGACTION, sig+1, 0, s.actions+32*sig, 8)
 	}
 	for i := range uint64(3) {
-		b.Call(unix.SYS_GETITIMER, i, itimers+32*i)
+		b.Call(unix.SYS_GETITIMER, i, s.itimers+32*i)
 	}
-	overruns := make([]*proc.Call, len(timers))
 	for i := range timers {
-		b.Call(unix.SYS_TIMER_GETTIME, uint64(timers[i].ID), ptimers+32*uint64(i))
-		overruns[i] = b.Call(unix.SYS_TIMER_GETOVERRUN, uint64(timers[i].ID))
+		b.Call(unix.SYS_TIMER_GETTIME, uint64(timers[i].ID), s.ptimers+32*uint64(i))
+		s.overruns[i] = b.Call(unix.SYS_TIMER_GETOVERRUN, uint64(timers[i].ID))
 	}
-	if err := b.Run(ctx); err != nil {
-		return err
-	}
-	raw, err := b.Read(actions, int(ptimers-actions)+32*len(timers))
+	return s
+}
+
+// read takes the answers over into im.
+func (s *sharedAnswers) read(b *proc.Batch, im *image.Process) error {
+	timers := s.timers
+	raw, err := b.Read(s.actions, int(s.ptimers-s.actions)+32*len(timers))
 	if err != nil {
 		return err
 	}
-	im.MM.Brk, im.Dumpable = uint64(brk.Ret), int(dumpable.Ret)
+	im.MM.Brk, im.Dumpable = uint64(s.brk.Ret), int(s.dumpable.Ret)
 	w := words(raw)
 	im.Actions = make([]image.SigAction, 64)
 	for i := range im.Actions {
 		a := w[4*i:]
 		im.Actions[i] = image.SigAction{Handler: a[0], Flags: a[1], Restorer: a[2], Mask: a[3]}
 	}
-	w = w[(itimers-actions)/8:]
+	w = w[(s.itimers-s.actions)/8:]
 	for i := range im.ITimers {
 		t := w[4*i:]
 		im.ITimers[i] = image.ITimer{IntervalUS: int64(t[0]*1e6 + t[1]), ValueUS: int64(t[2]*1e6 + t[3])}
 	}
-	w = words(raw[ptimers-actions:])
+	w = words(raw[s.ptimers-s.actions:])
 	for i := range timers {
 		t := w[4*i:]
 		timers[i].IntervalNS, timers[i].ValueNS = int64(t[0]*1e9+t[1]), int64(t[2]*1e9+t[3])
-		timers[i].Overrun = int(overruns[i].Ret)
+		timers[i].Overrun = int(s.overruns[i].Ret)
 	}
 	im.PTimers = timers
 	return nil

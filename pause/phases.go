@@ -152,7 +152,9 @@ func (p *Pod) captureSend(ctx context.Context, r *Report) error {
 		snap.procs[i] = c
 		eg.Go(func() error {
 			local := &obstacles{retry: true}
-			err := p.captureOne(ctx, q, c, len(procs), local)
+			// All of it on the tracer's thread: a change of threads costs more than
+			// what it would save.
+			err := q.tracer.Do(func() error { return p.captureOne(ctx, q, c, len(procs), local) })
 			mu.Lock()
 			defer mu.Unlock()
 			obs.join(local)
