@@ -19,22 +19,16 @@ func newCheckpoint(a *App) *cobra.Command {
 		Long:  "Take a checkpoint now, whatever the job's interval. Returns once the epoch is committed.",
 		Args:  exactly("JOB"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			id, err := jobArg(args[0])
-			if err != nil {
-				return err
-			}
-			c, err := a.Client()
-			if err != nil {
-				return err
-			}
-			done, err := c.Checkpoint(cmd.Context(), id)
-			if err != nil {
-				return err
-			}
-			if a.Format == formatJSON {
-				return a.emitJSON(done)
-			}
-			return a.say("job %v: epoch %d committed, %s, stall %.1f ms", id, done.Epoch, sizeText(done.Bytes), done.StallMS)
+			return a.withJob(args[0], func(c *control.Client, id job.ID) error {
+				done, err := c.Checkpoint(cmd.Context(), id)
+				if err != nil {
+					return err
+				}
+				if a.Format == formatJSON {
+					return a.emitJSON(done)
+				}
+				return a.say("job %v: epoch %d committed, %s, stall %.1f ms", id, done.Epoch, sizeText(done.Bytes), done.StallMS)
+			})
 		},
 	}
 }
@@ -72,6 +66,21 @@ the job, as long as its nodes hold the images. "lam attach JOB" shows its output
 	}
 	cmd.Flags().BoolVar(&attach, "attach", false, "show the job's output and end with its exit code, as mpirun does")
 	return cmd
+}
+
+// withJob calls do with a client and the job that the command line names.
+//
+// Expected errors: a usage error of the name; those of Client and of do.
+func (a *App) withJob(name string, do func(*control.Client, job.ID) error) error {
+	id, err := jobArg(name)
+	if err != nil {
+		return err
+	}
+	c, err := a.Client()
+	if err != nil {
+		return err
+	}
+	return do(c, id)
 }
 
 // epochArg reads JOB or JOB@EPOCH; epoch 0 stands for the newest.
@@ -116,15 +125,7 @@ func (a *App) verb(v control.Verb, short, long string) *cobra.Command {
 		Long:  long,
 		Args:  exactly("JOB"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			id, err := jobArg(args[0])
-			if err != nil {
-				return err
-			}
-			c, err := a.Client()
-			if err != nil {
-				return err
-			}
-			return c.Do(cmd.Context(), id, v)
+			return a.withJob(args[0], func(c *control.Client, id job.ID) error { return c.Do(cmd.Context(), id, v) })
 		},
 	}
 }

@@ -20,22 +20,16 @@ func newJob(a *App) *cobra.Command {
 		Short: "Describe a job: placement, epochs, recoveries and what they cost",
 		Args:  exactly("JOB"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			id, err := jobArg(args[0])
-			if err != nil {
-				return err
-			}
-			c, err := a.Client()
-			if err != nil {
-				return err
-			}
-			d, err := c.Job(cmd.Context(), id)
-			if err != nil {
-				return err
-			}
-			if a.Format == formatJSON {
-				return a.emitJSON(d)
-			}
-			return a.describeJob(d)
+			return a.withJob(args[0], func(c *control.Client, id job.ID) error {
+				d, err := c.Job(cmd.Context(), id)
+				if err != nil {
+					return err
+				}
+				if a.Format == formatJSON {
+					return a.emitJSON(d)
+				}
+				return a.describeJob(d)
+			})
 		},
 	}
 }
