@@ -123,14 +123,20 @@ func endedView(j *scheduler.Job) control.Ended {
 // summary is the one line after recoveries: how many, what they cost.
 func summary(j *scheduler.Job) string {
 	var pause, lost float64
-	var nodes []string
+	var nodes, skipped []string
 	for _, b := range j.Bills {
 		pause += b.MS["total"]
 		lost += b.MS["lost_work"]
+		if b.Skipped != 0 {
+			skipped = append(skipped, fmt.Sprintf("no intact image of epoch %d was left: went on from epoch %d", b.Skipped, b.Epoch))
+		}
 		if b.MS["detect"] == 0 {
 			continue // a rank was killed, or the job restarted: no node was lost
 		}
-		for _, n := range b.Lost {
+		for i, n := range b.Lost {
+			if i < len(b.Spares) && b.Spares[i] == n {
+				continue // rebuilt where it was
+			}
 			nodes = append(nodes, string(n))
 		}
 	}
@@ -143,5 +149,6 @@ func summary(j *scheduler.Job) string {
 	if len(nodes) > 0 {
 		s += " after the loss of " + strings.Join(nodes, ", ")
 	}
-	return s + fmt.Sprintf("; paused %.0f ms, repeated %.0f ms of work", pause, lost)
+	s += fmt.Sprintf("; paused %.0f ms, repeated %.0f ms of work", pause, lost)
+	return strings.Join(append([]string{s}, skipped...), "; ")
 }

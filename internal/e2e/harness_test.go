@@ -96,6 +96,18 @@ func asUsers(t *testing.T, test func(t *testing.T, u user)) {
 	}
 }
 
+// asOneUser runs a test once: as an ordinary user if the machine allows. What it
+// shows does not depend on who runs it.
+func asOneUser(t *testing.T, test func(t *testing.T, u user)) {
+	t.Helper()
+	asUsers(t, func(t *testing.T, u user) {
+		if u.name == "root" {
+			t.Skip("runs as an ordinary user below")
+		}
+		test(t, u)
+	})
+}
+
 // cluster is a running local cluster of one test.
 type cluster struct {
 	t    *testing.T
