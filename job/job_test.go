@@ -107,6 +107,7 @@ func TestValidateNamesTheField(t *testing.T) {
 		"program \"more\"":  func(s *Spec) { s.More = []Program{{Ranks: 1, Argv: []string{"more"}, Dir: "/"}} },
 		"replicas":          func(s *Spec) { s.Replicas = 0 },
 		"interval":          func(s *Spec) { s.CkptInterval = -1 },
+		"standard input":    func(s *Spec) { s.StdinRank = 2 },
 		"crash retries":     func(s *Spec) { s.CrashRetries = -1 },
 		"map-by":            func(s *Spec) { s.MapBy = "socket" },
 		"on-failure":        func(s *Spec) { s.OnFailure = "" },

@@ -60,6 +60,7 @@ type Spec struct {
 	Output       string        `json:"output"`            // Output*
 	CrashRetries int           `json:"crash_retries"`
 	Preflight    bool          `json:"preflight,omitempty"`
+	StdinRank    Rank          `json:"stdin_rank,omitempty"` // the rank that reads the standard input
 }
 
 // Program is what some ranks of a job run. The fields are those of Spec.
@@ -110,6 +111,8 @@ func (s *Spec) Validate() error {
 		return fmt.Errorf("replicas %d: not in 1..8", s.Replicas)
 	case s.CkptInterval < 0:
 		return fmt.Errorf("checkpoint interval %v: negative", s.CkptInterval)
+	case s.StdinRank < 0 || int(s.StdinRank) >= s.Ranks:
+		return fmt.Errorf("rank %d for the standard input: not in 0..%d", s.StdinRank, s.Ranks-1)
 	case s.CrashRetries < 0:
 		return fmt.Errorf("crash retries %d: negative", s.CrashRetries)
 	}

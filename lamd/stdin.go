@@ -6,18 +6,20 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/lampause/lampause/internal/control"
 	"github.com/lampause/lampause/internal/podapi"
 	"github.com/lampause/lampause/job"
+	"github.com/lampause/lampause/scheduler"
 )
 
 // stdinTry bounds one request to the pod of rank 0. A pod takes no more while
 // its rank does not read, so that this runs out on healthy nodes, too.
 const stdinTry = 10 * time.Second
 
-// stdin hands bytes to rank 0, wherever it is at the time. A pod that was
+// stdin hands bytes to the rank that reads them, wherever it is at the time. A pod that was
 // rebuilt may want earlier bytes than these first: the answer says so.
 func (a *jobsAPI) stdin(w http.ResponseWriter, r *http.Request) {
 	j, err := a.own(r)
@@ -46,7 +48,7 @@ func (a *jobsAPI) stdin(w http.ResponseWriter, r *http.Request) {
 			writeError(w, errNotLeading)
 			return
 		}
-		taken, err := a.giveStdin(r.Context(), now.Pods[0].Node, j.ID, r.URL.RawQuery, int64(offset), data)
+		taken, err := a.giveStdin(r.Context(), nodeOf(now, now.Spec.StdinRank), j.ID, r.URL.RawQuery, int64(offset), data)
 		var refused *control.Error
 		switch {
 		case err == nil:
@@ -59,6 +61,16 @@ func (a *jobsAPI) stdin(w http.ResponseWriter, r *http.Request) {
 		}
 		pause(r.Context(), retryPause)
 	}
+}
+
+// nodeOf returns the node of the pod that has a rank, "" while it waits for one.
+func nodeOf(j *scheduler.Job, r job.Rank) job.NodeID {
+	for _, p := range j.Pods {
+		if slices.Contains(p.Ranks, r) {
+			return p.Node
+		}
+	}
+	return ""
 }
 
 // giveStdin is one try. A pod that is not there yet, or that refuses bytes

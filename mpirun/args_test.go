@@ -46,6 +46,7 @@ func TestParse(t *testing.T) {
 		{"-wdir /tmp -l prog", func(o *options) { o.dir, o.label = "/tmp", true }},
 		{"--tag-output --output-filename out prog", func(o *options) { o.label, o.outputFile = true, "out" }},
 		{"--stdin none -q --oversubscribe --allow-run-as-root prog", func(o *options) { o.noStdin, o.quiet, o.oversubscr = true, true, true }},
+		{"--stdin none --stdin 3 prog", func(o *options) { o.stdinRank = 3 }},
 		{"--spares 2 --ckpt-interval 5s --on-failure restart --no-spare abort --replicas 3 prog", func(o *options) {
 			o.spares, o.ckpt, o.ckptSet, o.onFailure, o.onFailureSet = 2, 5*time.Second, true, "restart", true
 			o.noSpare, o.replicas = "abort", 3
@@ -96,7 +97,8 @@ func TestParseRefuses(t *testing.T) {
 		{"-l=3 prog", "-l=3: takes 0 values, without \"=\""},
 		{"-H a -f b prog", "both -host and -hostfile: give one of them"},
 		{"-x =3 prog", `-x: "=3": no name of a variable`},
-		{"--stdin all prog", `--stdin: "all": rank 0 or none`},
+		{"--stdin all prog", `--stdin: "all": one rank or none can read the standard input; name a file to the program where all shall read the same`},
+		{"--stdin x prog", `--stdin: "x" is not a number of a rank (0..65535)`},
 		{"-n 1 a : -n 2", `no program after ":": mpirun [OPTIONS] PROGRAM [ARGUMENTS] : [OPTIONS] PROGRAM [ARGUMENTS]`},
 		{": b", "no program given: mpirun [OPTIONS] PROGRAM [ARGUMENTS]; mpirun --help lists the options"},
 		{"a : --spares 1 b", "--spares: holds for the whole job: write it in front of the first program"},

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strings"
 
 	"github.com/lampause/lampause/internal/config"
 	"github.com/lampause/lampause/internal/control"
@@ -93,8 +94,9 @@ func Main(ctx context.Context, p Process, args []string) int {
 		return p.complain(err)
 	}
 	s := &session{p: p, client: client, id: id, label: o.label, files: o.outputFile, quiet: o.quiet}
-	if !o.noStdin {
-		s.stdin = p.Stdin
+	s.stdin = p.Stdin
+	if o.noStdin {
+		s.stdin = strings.NewReader("") // an end at once, else who reads would wait
 	}
 	if o.verbose {
 		s.note(fmt.Sprintf("job %v", id))

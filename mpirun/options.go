@@ -34,6 +34,7 @@ type options struct {
 	quiet        bool
 	verbose      bool
 	noStdin      bool
+	stdinRank    int
 	help         bool
 	version      bool
 	name         string
@@ -128,13 +129,7 @@ func launchOptions() []option {
 			o.outputFile = v
 			return nil
 		})},
-		{names: []string{"stdin"}, values: []string{"0|none"}, help: "which rank reads the standard input (default 0)", set: one(func(o *options, v string) error {
-			if v != "0" && v != "none" {
-				return fmt.Errorf("%q: rank 0 or none", v)
-			}
-			o.noStdin = v == "none"
-			return nil
-		})},
+		{names: []string{"stdin"}, values: []string{"RANK|none"}, help: "which rank reads the standard input (default 0)", set: one(stdinOption)},
 		{names: []string{"q", "quiet"}, help: "no summary line", set: flag(func(o *options) { o.quiet = true })},
 		{names: []string{"v", "verbose"}, help: "tell the number of the job", set: flag(func(o *options) { o.verbose = true })},
 		{names: []string{"h", "help"}, help: "print this", set: flag(func(o *options) { o.help = true })},
@@ -227,6 +222,19 @@ func ownExport(o *options, v string) error {
 	}
 	o.own = append(o.own, v)
 	return nil
+}
+
+func stdinOption(o *options, v string) (err error) {
+	switch v {
+	case "none":
+		o.noStdin = true
+		return nil
+	case "all":
+		return fmt.Errorf("%q: one rank or none can read the standard input; name a file to the program where all shall read the same", v)
+	}
+	o.noStdin = false
+	o.stdinRank, err = number(v, "a rank", 0, job.MaxRanks-1)
+	return err
 }
 
 // minInterval keeps a mistyped unit from taking checkpoints all the time.

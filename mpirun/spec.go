@@ -31,7 +31,7 @@ func buildSpec(o options, environ []string, dir string) (job.Spec, error) {
 		Name: o.name, Argv: first.Argv, Env: first.Env, Dir: first.Dir,
 		Ranks: first.Ranks, PPN: o.ppn, MapBy: o.mapBy, Hosts: hosts, Spares: o.spares,
 		CkptInterval: o.ckpt, OnFailure: o.onFailure, NoSpare: o.noSpare, Replicas: o.replicas,
-		Files: o.files, Backing: o.backing, Output: o.output, CrashRetries: o.crashRetries, Preflight: o.preflight,
+		Files: o.files, Backing: o.backing, Output: o.output, CrashRetries: o.crashRetries, Preflight: o.preflight, StdinRank: job.Rank(o.stdinRank),
 	}
 	for _, p := range o.more {
 		next, err := buildProgram(p, environ, dir)

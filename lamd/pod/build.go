@@ -115,7 +115,7 @@ func (s *supervisor) startRank(ctx context.Context, id job.Rank, null *os.File) 
 		tmp = podTmp
 	}
 	in := null
-	if id == 0 {
+	if id == s.spec.Spec.StdinRank {
 		in = s.in.read
 	}
 	prog, _ := s.spec.Spec.Program(id)

@@ -55,7 +55,7 @@ func (s *side) at() map[streamKey]int64 {
 func (s *side) counts() []image.StdioCount {
 	out := make([]image.StdioCount, 0, len(s.Outputs)+1)
 	if s.Stdin != nil {
-		out = append(out, image.StdioCount{Rank: 0, FD: 0, Bytes: s.Stdin.Consumed})
+		out = append(out, image.StdioCount{Rank: s.Stdin.Rank, FD: 0, Bytes: s.Stdin.Consumed})
 	}
 	for _, o := range s.Outputs {
 		out = append(out, image.StdioCount{Rank: o.Rank, FD: o.FD, Bytes: o.Offset})
@@ -107,6 +107,7 @@ func (s *supervisor) capture(e job.Epoch) (*side, error) {
 		if err != nil {
 			return nil, err
 		}
+		st.Rank = s.spec.Spec.StdinRank
 		x.Stdin = &st
 	}
 	for _, e := range s.exits.all() {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/lampause/lampause/internal/pid1"
 	"github.com/lampause/lampause/internal/podapi"
+	"github.com/lampause/lampause/job"
 )
 
 // maxAhead bounds what stdin takes beyond what the pipe has: the sender waits.
@@ -187,9 +188,10 @@ func (s *stdin) push() error {
 // stdinState is where rank 0 is in its input, with the bytes that it has not
 // read yet: part of a checkpoint.
 type stdinState struct {
-	Consumed int64  `json:"consumed"`
-	Unread   []byte `json:"unread,omitempty"` // from Consumed on
-	EOF      bool   `json:"eof,omitempty"`    // nothing follows Unread
+	Rank     job.Rank `json:"rank,omitempty"` // that reads it
+	Consumed int64    `json:"consumed"`
+	Unread   []byte   `json:"unread,omitempty"` // from Consumed on
+	EOF      bool     `json:"eof,omitempty"`    // nothing follows Unread
 }
 
 // pause stops the feeding; state and restore need it.

@@ -59,7 +59,7 @@ type supervisor struct {
 
 	pmi    *pmi.Server
 	out    *outputs
-	in     *stdin // nil unless rank 0 is here
+	in     *stdin // nil unless the rank that reads it is here
 	events *eventLog
 	exits  *exitBook
 	phases *phases
@@ -154,7 +154,7 @@ func (s *supervisor) makeParts() error {
 	}
 	for r, pid := range pickPIDs(local, s.spec.Spec.Ranks, pidMax()) {
 		s.ranks[r] = &rank{id: r, inner: pid}
-		if r == 0 {
+		if r == s.spec.Spec.StdinRank {
 			if s.in, err = newStdin(s.dir); err != nil {
 				return err
 			}
@@ -345,7 +345,7 @@ func (s *supervisor) givenTo(r job.Rank) map[string]*os.File {
 	m := map[string]*os.File{
 		"stdout": s.out.rankEnd(r, 1), "stderr": s.out.rankEnd(r, 2), "pmi": s.pmi.RankEnd(r),
 	}
-	if r == 0 {
+	if r == s.spec.Spec.StdinRank {
 		m["stdin"] = s.in.read
 	}
 	return m
