@@ -88,6 +88,7 @@ type Report struct {
 	Backing   string             // CaptureRecv: how the memory was kept, and why
 	LostRanks []job.Rank         // Rollback: ranks that must be restored from their images
 	Obstacles []string           // Preflight
+	Unfit     []string           // Preflight: those that stand against a rollback as well: all but descriptors
 	Notes     []string           // Rollback: files whose contents are not those of the epoch, one per line
 }
 

@@ -346,20 +346,23 @@ func (p *Pod) preflight(ctx context.Context) (_ *Report, err error) {
 	if err := p.round.files.capture(ctx, obs); err != nil {
 		return nil, err
 	}
+	unfit := &obstacles{}
 	for _, q := range p.group.list() {
 		c := &captured{pid: q.pid, rank: q.rank}
-		if _, _, err := captureMaps(q, c, obs); err != nil {
+		if _, _, err := captureMaps(q, c, unfit); err != nil {
 			return nil, err
 		}
 		if err := captureProcess(ctx, q, c); err != nil {
 			if !errors.Is(err, proc.ErrUnsupported) {
 				return nil, err
 			}
-			obs.add(q, "%v", err)
+			unfit.add(q, "%v", err)
 		}
 	}
+	slices.Sort(unfit.list)
+	obs.list = append(obs.list, unfit.list...)
 	slices.Sort(obs.list)
-	return &Report{Obstacles: obs.list}, nil
+	return &Report{Obstacles: obs.list, Unfit: unfit.list}, nil
 }
 
 // join adds the obstacles of other to o.

@@ -107,18 +107,42 @@ func checkpoint(ctx context.Context, pid int, out, files string, extra []int, o 
 	}
 	c := &Checkpoint{PID: pid, Dir: out, Epoch: epoch}
 	var stopped []int
-	if kill || stop {
-		if stopped, err = stopTree(ctx, pid); err != nil {
+	for begin := time.Now(); ; c.Epoch++ { // a round that was given up has burnt its number
+		if kill || stop {
+			if stopped, err = stopTree(ctx, pid); err != nil {
+				return nil, err
+			}
+		}
+		err := store(ctx, pod, d, c, extra, o)
+		if err == nil {
+			break
+		}
+		err = errors.Join(explain(err), signalAll(stopped, unix.SIGCONT))
+		if !passing(err) || time.Since(begin) > passLimit {
 			return nil, err
 		}
-	}
-	if err := store(ctx, pod, d, c, extra, o); err != nil {
-		return nil, errors.Join(explain(err), signalAll(stopped, unix.SIGCONT))
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-time.After(passSlice):
+		}
 	}
 	if kill {
 		return c, signalAll(stopped, unix.SIGKILL)
 	}
 	return c, nil
+}
+
+// Obstacles that pass, such as a connection being set up, are waited for.
+const (
+	passLimit = 3 * time.Second
+	passSlice = 15 * time.Millisecond
+)
+
+// passing reports whether err is a refusal that may be gone soon.
+func passing(err error) bool {
+	var r *pause.Refusal
+	return errors.As(err, &r) && r.Retry
 }
 
 // store captures and writes the image.
@@ -171,6 +195,18 @@ func markCommitted(d *image.JobDir, epoch job.Epoch, w *podapi.Written) error {
 
 func msSince(t time.Time) float64 { return float64(time.Since(t).Microseconds()) / 1000 }
 
+// obstacles is a refusal in full.
+type obstacles struct {
+	text    string
+	refusal *pause.Refusal
+}
+
+// Error lists all of them.
+func (o *obstacles) Error() string { return o.text }
+
+// Unwrap returns the refusal.
+func (o *obstacles) Unwrap() error { return o.refusal }
+
 // explain lists all obstacles of a refusal, one per line.
 func explain(err error) error {
 	var r *pause.Refusal
@@ -181,7 +217,7 @@ func explain(err error) error {
 	for _, o := range r.Obstacles {
 		text += "\n  " + o
 	}
-	return &exitError{job.ExitInternal, fmt.Errorf("%s", text)}
+	return &exitError{job.ExitInternal, &obstacles{text, r}}
 }
 
 // Obstacles is what `check -o json` prints.

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/lampause/lampause/job"
 	"github.com/lampause/lampause/pause"
@@ -80,6 +81,12 @@ func warn(cmd *cobra.Command, notes []string) error {
 	return nil
 }
 
+// killTree kills a process with its descendants.
+func killTree(pid int) error {
+	pids, err := tree(pid)
+	return errors.Join(err, signalAll(pids, unix.SIGKILL))
+}
+
 func rollback(ctx context.Context, pid int, arg, files string, extra []int) (_ *Rollback, err error) {
 	img, err := openImage(arg)
 	if err != nil {
@@ -95,9 +102,10 @@ func rollback(ctx context.Context, pid int, arg, files string, extra []int) (_ *
 	}
 	defer func() { err = errors.Join(err, pod.Close()) }()
 	// A look at the processes makes the pod know all of them.
-	if r, err := pod.Preflight(ctx); err != nil || len(r.Obstacles) > 0 {
+	// What descriptors it has by now does not matter: they go.
+	if r, err := pod.Preflight(ctx); err != nil || len(r.Unfit) > 0 {
 		if err == nil {
-			err = explain(&pause.Refusal{Obstacles: r.Obstacles})
+			err = explain(&pause.Refusal{Obstacles: r.Unfit})
 		}
 		return nil, errors.Join(err, img.Close())
 	}
@@ -111,15 +119,11 @@ func rollback(ctx context.Context, pid int, arg, files string, extra []int) (_ *
 		return nil, err
 	}
 	r, err := pod.Rollback(ctx, m.Epoch, uint64(time.Now().UnixNano())) //nolint:gosec // any number that was not used
-	if errors.Is(err, pause.ErrLost) {
-		return nil, fmt.Errorf("process %d is lost; restart it from the image: %w", pid, err)
+	if err == nil {
+		_, err = pod.Release(ctx)
 	}
-	if err != nil {
-		_, releaseErr := pod.Release(context.WithoutCancel(ctx))
-		return nil, errors.Join(err, releaseErr)
-	}
-	if _, err := pod.Release(ctx); err != nil {
-		return nil, err
+	if err != nil { // neither what it was nor what it is to be: it must not run on
+		return nil, errors.Join(fmt.Errorf("process %d is lost; restart it from the image: %w", pid, err), killTree(pid))
 	}
 	return &Rollback{PID: pid, Epoch: m.Epoch, RollbackMS: rounded(msSince(begin)), RestoredBytes: r.Bytes, Notes: r.Notes}, nil
 }
