@@ -256,9 +256,10 @@ func (p *pageFile) match(ctx context.Context, sums []uint64) error {
 	return nil
 }
 
-// receiveBytes is how much of a file is taken at a time; a multiple of the page
-// size.
-const receiveBytes = 1 << 20
+// receiveBytes is how much of a file is taken at a time: a multiple of the page
+// size, and little enough to be in a core's cache still when it is hashed and
+// written.
+const receiveBytes = 256 << 10
 
 // take writes exactly size bytes of src to f and shows them to see in pieces of
 // receiveBytes, the last one being shorter.

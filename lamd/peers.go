@@ -51,7 +51,7 @@ func newPeers(addr func(job.NodeID) (netip.Addr, bool)) *peers {
 			MaxIdleConnsPerHost: 16,
 			IdleConnTimeout:     30 * time.Second,
 			WriteBufferSize:     1 << 20,
-			ReadBufferSize:      1 << 20,
+			ReadBufferSize:      64 << 10, // a body of an image is read past it, in larger pieces
 			DisableCompression:  true,
 		}},
 	}

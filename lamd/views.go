@@ -82,7 +82,7 @@ func detailView(st *scheduler.State, j *scheduler.Job) control.JobDetail {
 	}
 	for _, e := range j.Epochs {
 		info := control.EpochInfo{
-			Epoch: e.Epoch, Bytes: e.Bytes, StallMS: e.StallMS,
+			Epoch: e.Epoch, Bytes: e.Bytes, NewBytes: e.NewBytes(), StallMS: e.StallMS,
 			Time: time.UnixMilli(e.AtMS).UTC(), Replicas: map[string][]job.NodeID{},
 		}
 		for _, im := range e.Images {

@@ -124,6 +124,15 @@ type Epoch struct {
 	TimesMS     map[string]float64 `json:"times_ms,omitempty"`
 }
 
+// NewBytes is how much of the images was written for this epoch; the others of
+// Bytes are in files that it shares with earlier ones. 0 when not known.
+func (e *Epoch) NewBytes() (n int64) {
+	for _, im := range e.Images {
+		n += im.Written.NewBytes
+	}
+	return n
+}
+
 // PodImage is the stored state of one pod at an epoch and who holds it.
 type PodImage struct {
 	Pod     job.PodIndex   `json:"pod"`

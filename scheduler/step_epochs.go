@@ -67,6 +67,9 @@ func (t *txn) commit(c *Commit) *Refusal {
 	for k, v := range c.TimesMS {
 		data[k+"_ms"] = v
 	}
+	if n := e.NewBytes(); n > 0 {
+		data["new_bytes"] = n
+	}
 	if c.Backing != "" {
 		data["backing"] = c.Backing
 	}

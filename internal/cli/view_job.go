@@ -50,7 +50,7 @@ func (a *App) describeJob(d control.JobDetail) error {
 		rows   [][]string
 	}{
 		{"Pods", []string{"POD", "NODE", "RANKS", "ADDRESS", "HOSTNAME"}, podRows(d)},
-		{"Epochs", []string{"EPOCH", "TIME", "SIZE", "STALL", "REPLICAS"}, epochRows(d.Epochs)},
+		{"Epochs", []string{"EPOCH", "TIME", "SIZE", "NEW", "STALL", "REPLICAS"}, epochRows(d.Epochs)},
 		{"Recoveries (ms)", append([]string{"INC", "EPOCH", "LOST", "SPARES"}, upper(billParts())...), billRows(d.Bills)},
 		{"Ranks that failed", []string{"RANK", "STATUS"}, exitRows(d.Exits)},
 	} {
@@ -147,7 +147,7 @@ func epochRows(epochs []control.EpochInfo) [][]string {
 		}
 		slices.Sort(holders)
 		rows = append(rows, []string{
-			epochText(e.Epoch), e.Time.Local().Format(time.TimeOnly), sizeText(e.Bytes),
+			epochText(e.Epoch), e.Time.Local().Format(time.TimeOnly), sizeText(e.Bytes), sizeText(e.NewBytes),
 			fmt.Sprintf("%.1fms", e.StallMS), strings.Join(holders, " "),
 		})
 	}

@@ -49,7 +49,7 @@ func viewServer(t *testing.T) http.Handler {
 			{Pod: 1, IP: netip.MustParseAddr("10.131.0.2"), Hostname: "lam-j3-p1"},
 		},
 		Epochs: []control.EpochInfo{{
-			Epoch: 12, Bytes: 484_123_456, StallMS: 19.25, Time: at,
+			Epoch: 12, Bytes: 484_123_456, NewBytes: 71_500_000, StallMS: 19.25, Time: at,
 			Replicas: map[string][]job.NodeID{"1": {"n5", "n2"}, "0": {"n1", "n5"}},
 		}},
 		Bills: []control.Bill{{

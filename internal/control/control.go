@@ -77,6 +77,7 @@ type JobDetail struct {
 type EpochInfo struct {
 	Epoch    job.Epoch               `json:"epoch"`
 	Bytes    int64                   `json:"bytes"`
+	NewBytes int64                   `json:"new_bytes"` // of Bytes: written for this epoch, not shared with earlier ones
 	StallMS  float64                 `json:"stall_ms"`
 	Time     time.Time               `json:"time"`     // of the leader's wall clock, for people only
 	Replicas map[string][]job.NodeID `json:"replicas"` // pod index -> holders
