@@ -105,6 +105,23 @@ func (m *Manifest) Process(pid int) *Process {
 	return &m.Processes[i]
 }
 
+// LastPID returns the highest number that a process, thread, group or session
+// of the image has.
+func (m *Manifest) LastPID() int {
+	n := 0
+	for i := range m.Processes {
+		p := &m.Processes[i]
+		n = max(n, p.PID, p.PGID, p.SID)
+		for _, th := range p.Threads {
+			n = max(n, th.TID)
+		}
+		for _, z := range p.Zombies {
+			n = max(n, z.PID)
+		}
+	}
+	return n
+}
+
 // Description returns the open file description id, nil if there is none.
 // Ids count from 1.
 func (m *Manifest) Description(id int) *Description {

@@ -107,6 +107,15 @@ func (p *Pod) Resume(ctx context.Context, epoch job.Epoch, peers []podapi.Mark) 
 	return p.do(ctx, Event{podapi.OpResume, epoch}, args{peers: peers})
 }
 
+// ResumeStopped is Resume, but leaves the processes stopped as by SIGSTOP: they
+// execute nothing that the image does not know. What they were stopped with is
+// not part of it.
+//
+// Expected errors: those of Resume.
+func (p *Pod) ResumeStopped(ctx context.Context, epoch job.Epoch, peers []podapi.Mark) (*Report, error) {
+	return p.do(ctx, Event{podapi.OpResume, epoch}, args{peers: peers, stopped: true})
+}
+
 // Write stores the image of the draft in dir, durably, while the ranks run.
 // Where the image of the committed epoch is in dir too, memory that was not
 // written since is shared with that and not written again.

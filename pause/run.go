@@ -69,6 +69,8 @@ func (p *Pod) perform(ctx context.Context, act Action, e Event, a args, r *Repor
 	case ActFreeze:
 		return p.freeze(ctx, e, r)
 	case ActThaw:
+		p.group.leaveStopped = a.stopped
+		defer func() { p.group.leaveStopped = false }()
 		return p.thaw(ctx, e, a, r)
 	case ActCaptureSend:
 		return p.captureSend(ctx, r)

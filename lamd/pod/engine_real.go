@@ -26,7 +26,7 @@ type liveEngine struct {
 	index   job.PodIndex
 	files   string
 	log     zerolog.Logger
-	seed    func(ctx context.Context) (seedProcess, error)
+	seed    func(ctx context.Context, pid int) (seedProcess, error)
 
 	epoch   job.Epoch   // of the open checkpoint
 	rebuilt *rebuilding // between restore and release

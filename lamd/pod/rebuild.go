@@ -74,8 +74,8 @@ func (b *rebuilding) build(ctx context.Context, q podapi.PhaseRequest) (*side, e
 // ranks' new numbers.
 func (b *rebuilding) buildProcesses(ctx context.Context, r *image.Reader, host *image.Host) error {
 	e, m := b.engine, r.Manifest()
-	for range min(len(m.Ranks), maxSeeds) {
-		s, err := e.seed(ctx)
+	for i := range min(len(m.Ranks), maxSeeds) {
+		s, err := e.seed(ctx, m.LastPID()+1+i)
 		if err != nil {
 			return fmt.Errorf("seed: %w", err)
 		}
@@ -204,8 +204,9 @@ func (s *sources) rankOf(p *image.Process) (job.Rank, bool) {
 	return 0, false
 }
 
-// startSeed starts a seed in the pod.
-func (s *supervisor) startSeed(ctx context.Context) (seedProcess, error) {
+// startSeed starts a seed in the pod, with a number above those of the image:
+// what ranks start later goes on from there, clear of pod-init's threads.
+func (s *supervisor) startSeed(ctx context.Context, pid int) (seedProcess, error) {
 	s.mu.Lock()
 	init := s.init
 	s.mu.Unlock()
@@ -222,7 +223,7 @@ func (s *supervisor) startSeed(ctx context.Context) (seedProcess, error) {
 		return seedProcess{}, err
 	}
 	defer func() { _ = theirs.Close() }() // the seed has its copy
-	p, err := init.start(ctx, pid1.Spec{Path: migrate.SeedPath, Argv: []string{"lam-seed"}, Dir: "/"}, program, theirs)
+	p, err := init.start(ctx, pid1.Spec{PID: pid, Path: migrate.SeedPath, Argv: []string{"lam-seed"}, Dir: "/"}, program, theirs)
 	if err != nil {
 		return seedProcess{}, errors.Join(err, ours.Close())
 	}

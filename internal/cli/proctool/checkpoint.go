@@ -28,6 +28,9 @@ type Checkpoint struct {
 	CopyMS   float64   `json:"copy_ms"`   // part of the stall that waited for memory
 	WriteMS  float64   `json:"write_ms"`  // while it ran
 	Bytes    int64     `json:"bytes"`     // memory copied
+
+	hold    bool // leave the processes stopped
+	stopped bool // they are
 }
 
 func newCheckpoint() *cobra.Command {
@@ -88,8 +91,8 @@ What cannot be stored is named, and nothing is changed then.`,
 	return cmd
 }
 
-// checkpoint stores one image. With stop or kill the processes are stopped
-// first, by SIGSTOP, so that they do nothing that the image does not know.
+// checkpoint stores one image. With stop or kill the processes are left
+// stopped at its very moment, so that they do nothing that it does not know.
 func checkpoint(ctx context.Context, pid int, out, files string, extra []int, o image.Options, kill, stop bool) (_ *Checkpoint, err error) {
 	pod, err := newPod(logTo(), pid, files, extra)
 	if err != nil {
@@ -106,21 +109,17 @@ func checkpoint(ctx context.Context, pid int, out, files string, extra []int, o 
 		return nil, err
 	}
 	c := &Checkpoint{PID: pid, Dir: out, Epoch: epoch}
-	var stopped []int
+	c.hold = kill || stop
 	for begin := time.Now(); ; c.Epoch++ { // a round that was given up has burnt its number
-		if kill || stop {
-			if stopped, err = stopTree(ctx, pid); err != nil {
-				return nil, err
-			}
-		}
 		err := store(ctx, pod, d, c, extra, o)
 		if err == nil {
 			break
 		}
-		err = errors.Join(explain(err), signalAll(stopped, unix.SIGCONT))
+		err = errors.Join(explain(err), c.signal(unix.SIGCONT))
 		if !passing(err) || time.Since(begin) > passLimit {
 			return nil, err
 		}
+		c.stopped = false
 		select {
 		case <-ctx.Done():
 			return nil, err
@@ -128,7 +127,7 @@ func checkpoint(ctx context.Context, pid int, out, files string, extra []int, o 
 		}
 	}
 	if kill {
-		return c, signalAll(stopped, unix.SIGKILL)
+		return c, c.signal(unix.SIGKILL)
 	}
 	return c, nil
 }
@@ -178,13 +177,36 @@ func capture(ctx context.Context, pod *pause.Pod, c *Checkpoint, extra []int) er
 	}
 	if err == nil {
 		c.CopyMS, c.Bytes = rounded(r.TimesMS["copy"]), r.Bytes
-		_, err = pod.Resume(stall, c.Epoch, nil)
+		err = c.resume(stall, pod)
 	}
 	if err != nil {
 		return errors.Join(err, pod.Abandon(context.WithoutCancel(ctx), c.Epoch))
 	}
 	c.StallMS = rounded(msSince(begin))
 	return nil
+}
+
+// resume lets the processes go on, or leaves them stopped.
+func (c *Checkpoint) resume(ctx context.Context, pod *pause.Pod) error {
+	if !c.hold {
+		_, err := pod.Resume(ctx, c.Epoch, nil)
+		return err
+	}
+	_, err := pod.ResumeStopped(ctx, c.Epoch, nil)
+	c.stopped = true // some may be, whatever the error
+	return err
+}
+
+// signal sends sig to all processes when they were left stopped.
+func (c *Checkpoint) signal(sig unix.Signal) error {
+	if !c.stopped {
+		return nil
+	}
+	pids, err := trees(c.PID)
+	if err != nil {
+		return err
+	}
+	return signalAll(pids, sig)
 }
 
 // markCommitted notes that the image is whole: there is nobody else to ask.

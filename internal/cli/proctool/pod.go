@@ -1,12 +1,10 @@
 package proctool
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
 	"strconv"
-	"time"
 
 	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
@@ -81,38 +79,6 @@ func tree(pid int) ([]int, error) {
 		out = append(out, below...)
 	}
 	return out, nil
-}
-
-// stopTree stops pid and its descendants with SIGSTOP and returns them once
-// all of them stand.
-func stopTree(ctx context.Context, pid int) ([]int, error) {
-	ctx, cancel := context.WithTimeout(ctx, opLimit)
-	defer cancel()
-	for {
-		pids, err := trees(pid)
-		if err != nil {
-			return nil, err
-		}
-		standing := true
-		for _, p := range pids {
-			st, err := proc.ReadStat(p)
-			if err != nil || st.State == 'T' || st.State == 'Z' {
-				continue // or it ended meanwhile
-			}
-			standing = false
-			if err := signalAll([]int{p}, unix.SIGSTOP); err != nil {
-				return nil, err
-			}
-		}
-		if standing {
-			return pids, nil
-		}
-		select {
-		case <-ctx.Done():
-			return nil, errors.Join(fmt.Errorf("stop process %d: %w", pid, ctx.Err()), signalAll(pids, unix.SIGCONT))
-		case <-time.After(time.Millisecond):
-		}
-	}
 }
 
 // signalAll sends sig to processes; those that ended are passed over.

@@ -2,6 +2,7 @@ package proctool
 
 import (
 	"bytes"
+	"errors"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -41,6 +42,42 @@ for i in $(seq 1 150000); do echo "line $i $((i*7%1000))"; done |
   sort -k3n -k2n | awk '{s+=$3*NR%97; if (NR%50000==0) print NR, s} END{print s}'
 `
 
+const numpyText = `
+import numpy as np
+a = np.arange(90000, dtype=np.float64).reshape(300, 300) % 17 / 17
+x = np.eye(300)
+out = np.memmap("table", dtype=np.float64, mode="w+", shape=(40,))
+for i in range(40):
+    for _ in range(3):
+        x = x @ a
+        x /= np.abs(x).max()
+    out[i] = x.trace()
+print(repr(np.linalg.norm(x)), repr(out.sum()), len(np.linalg.svd(a)[1]))
+`
+
+const jobsText = `
+set -m
+spin() { local i s=0; for i in $(seq 1 40000); do s=$(( (s*31+i) % 1000003 )); done; echo "$1 $s"; }
+spin one > one & a=$!
+(spin two; spin three | cat) > two & b=$!
+jobs | wc -l
+wait $a; echo "status $?"
+wait $b; echo "status $?"
+spin four | sort > four &
+fg > /dev/null
+cat one two four
+`
+
+const makeText = `
+all: sum
+sum: a.o b.o c.o
+	gcc -o $@ $^
+%.o: %.c
+	gcc -O2 -c -o $@ $<
+%.c:
+	(echo "#include <stdio.h>"; for i in $$(seq 1 60); do echo "int $*$$i(int x) { for (int k = 0; k < 9; k++) x = x * $$i + k; return x % 1009; }"; done; [ $* != a ] || echo 'int main(void) { int s = 0; for (int i = 0; i < 99; i++) s += a60(i); printf("%d\\n", s); return 0; }') > $@
+`
+
 func foreigners() []foreign {
 	return []foreign{
 		{"xz", "xz", "exec xz -T1 -6 -c ../noise"},
@@ -48,6 +85,9 @@ func foreigners() []foreign {
 		{"gzip in a pipe", "gzip", "cat ../noise | gzip -n -9 | gzip -d | md5sum"},
 		{"bash pipeline", "bash", "exec bash ../pipeline"},
 		{"python threads", "/usr/bin/python3", "exec /usr/bin/python3 ../program.py"},
+		{"python numpy", "/usr/lib/python3/dist-packages/numpy/__init__.py", "OPENBLAS_NUM_THREADS=2 exec /usr/bin/python3 ../array.py"},
+		{"bash with job control", "bash", "exec bash ../jobs"},
+		{"make -j2", "make", "make -rs -j2 -f ../rules && ./sum"},
 		{"bc", "bc", `echo "scale=2200; 4*a(1)" | bc -l`},
 		{"perl", "perl", `exec perl -e 'my %h; for my $i (1..900000) { $h{$i % 5003} .= chr(65 + $i % 26); } print join(",", map { length $h{$_} } sort keys %h), "\n"'`},
 	}
@@ -59,13 +99,18 @@ func TestForeignPrograms(t *testing.T) {
 	for _, f := range foreigners() {
 		t.Run(f.name, func(t *testing.T) {
 			if _, err := exec.LookPath(f.needs); err != nil {
-				t.Skipf("%s is not installed", f.needs)
+				if _, err := os.Stat(f.needs); err != nil {
+					t.Skipf("%s is not installed", f.needs)
+				}
 			}
 			w := newWorld(t)
 			w.file = true
 			w.write("noise", noise())
 			w.write("program.py", []byte(pythonText))
 			w.write("pipeline", []byte(pipelineText))
+			w.write("array.py", []byte(numpyText))
+			w.write("jobs", []byte(jobsText))
+			w.write("rules", []byte(makeText))
 			if err := os.Mkdir(filepath.Join(w.dir, "sub"), 0o700); err != nil {
 				t.Fatal(err)
 			}
@@ -75,6 +120,7 @@ func TestForeignPrograms(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			w.clear("sub")
 			third := time.Since(begin) / 3
 			l := w.start(append([]string{"run"}, argv...)...)
 			kills := 0
@@ -93,7 +139,7 @@ func TestForeignPrograms(t *testing.T) {
 			}
 			l.wantEnd(0)
 			if got := w.text(); got != want {
-				t.Errorf("after %d kills the output has %d bytes, want %d", kills, len(got), len(want))
+				t.Errorf("after %d kills the output has %d bytes, want %d: %.500q, want %.500q", kills, len(got), len(want), got, want)
 			}
 			t.Logf("%d kills, %d bytes of output", kills, len(want))
 		})
@@ -103,6 +149,15 @@ func TestForeignPrograms(t *testing.T) {
 func (w *world) write(name string, b []byte) {
 	w.t.Helper()
 	if err := os.WriteFile(filepath.Join(w.dir, name), b, 0o600); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// clear empties a directory.
+func (w *world) clear(name string) {
+	w.t.Helper()
+	dir := filepath.Join(w.dir, name)
+	if err := errors.Join(os.RemoveAll(dir), os.Mkdir(dir, 0o700)); err != nil {
 		w.t.Fatal(err)
 	}
 }

@@ -184,7 +184,7 @@ func rebuild(ctx context.Context, n *nsinit.Namespace, img *image.Reader, files 
 	if err != nil {
 		return nil, err
 	}
-	seed, done, err := startSeed(ctx, n)
+	seed, done, err := startSeed(ctx, n, max(firstPID, img.Manifest().LastPID()+1))
 	if err != nil {
 		return nil, err
 	}
@@ -207,8 +207,10 @@ func rebuild(ctx context.Context, n *nsinit.Namespace, img *image.Reader, files 
 	return &rebuilt{built, sockets}, nil
 }
 
-// startSeed starts a seed; done ends it.
-func startSeed(ctx context.Context, n *nsinit.Namespace) (_ migrate.Seed, done func() error, err error) {
+// startSeed starts a seed; done ends it. Processes that the program starts later
+// are numbered from pid on, so that none has the number of a thread of init,
+// which the next restart could not give it again.
+func startSeed(ctx context.Context, n *nsinit.Namespace, pid int) (_ migrate.Seed, done func() error, err error) {
 	program, err := migrate.SeedFile()
 	if err != nil {
 		return migrate.Seed{}, nil, err
@@ -217,7 +219,7 @@ func startSeed(ctx context.Context, n *nsinit.Namespace) (_ migrate.Seed, done f
 	if err != nil {
 		return migrate.Seed{}, nil, errors.Join(err, program.Close())
 	}
-	p, err := n.Spawn(ctx, nsinit.Spec{Path: migrate.SeedPath, Argv: []string{"lam-seed"}, Dir: "/"}, program, theirs)
+	p, err := n.Spawn(ctx, nsinit.Spec{PID: pid, Path: migrate.SeedPath, Argv: []string{"lam-seed"}, Dir: "/"}, program, theirs)
 	if err = errors.Join(err, program.Close(), theirs.Close()); err != nil {
 		return migrate.Seed{}, nil, errors.Join(err, ours.Close())
 	}
