@@ -22,6 +22,7 @@ type copyRequest struct {
 	From    []job.NodeID   `json:"from"`
 	Written podapi.Written `json:"written"`
 	Urgent  bool           `json:"urgent"`
+	Digests bool           `json:"digests,omitempty"` // the image is compared with its SHA-256s, not only its XXH3s
 	UID     uint32         `json:"uid"`
 	GID     uint32         `json:"gid"`
 }
@@ -46,6 +47,12 @@ type checkRequest struct {
 	Epoch   job.Epoch      `json:"epoch"`
 	Pod     job.PodIndex   `json:"pod"`
 	Written podapi.Written `json:"written"`
+	Digests bool           `json:"digests,omitempty"`
+}
+
+// check is what this node is asked to look at before it uses the image.
+func (r copyRequest) check() checkRequest {
+	return checkRequest{Job: r.Job, Epoch: r.Epoch, Pod: r.Pod, Written: r.Written, Digests: r.Digests}
 }
 
 // checkReply answers a checkRequest; Damaged is "" for an intact image.
@@ -94,7 +101,10 @@ func (n *nodeAPI) copy(ctx context.Context, r copyRequest) (copyReply, error) {
 		if _, err := recv.Commit(); err != nil {
 			return out, fmt.Errorf("copy image: %w", errors.Join(err, recv.Abort()))
 		}
-		return out, nil
+		if !r.Digests {
+			return out, nil
+		}
+		return out, checkImage(ctx, dir, r.check())
 	}
 	errs = append(errs, recv.Abort())
 	out.Failed = fmt.Sprintf("copy image of job %d epoch %d pod %d: no holder could give it: %v", r.Job, r.Epoch, r.Pod, errors.Join(errs...))
@@ -112,7 +122,7 @@ func (n *nodeAPI) receive(ctx context.Context, dir *image.JobDir, r copyRequest,
 	case errors.Is(err, image.ErrExists) && !r.Urgent:
 		return nil, nil //nolint:nilnil // nothing to receive
 	case errors.Is(err, image.ErrExists), errors.Is(err, image.ErrCorrupt):
-		why := checkImage(ctx, dir, checkRequest{r.Job, r.Epoch, r.Pod, r.Written})
+		why := checkImage(ctx, dir, r.check())
 		if ctx.Err() != nil {
 			return nil, fmt.Errorf("check image: %w", context.Cause(ctx))
 		}
@@ -170,7 +180,12 @@ func checkImage(ctx context.Context, dir *image.JobDir, r checkRequest) error {
 	if got := rd.Written().Digest; got != r.Written.Digest {
 		return fmt.Errorf("check image: %w: digest %s, want %s", image.ErrCorrupt, got, r.Written.Digest)
 	}
-	if err := rd.Verify(ctx, verifyWorkers); err != nil {
+	if r.Digests {
+		err = rd.VerifyDigests(ctx)
+	} else {
+		err = rd.Verify(ctx, verifyWorkers)
+	}
+	if err != nil {
 		return fmt.Errorf("check image: %w", err)
 	}
 	return nil
@@ -183,7 +198,7 @@ func (n *nodeAPI) askDamaged(ctx context.Context, node job.NodeID, r copyRequest
 	ctx, cancel := context.WithTimeout(ctx, checkMax)
 	defer cancel()
 	var out checkReply
-	err := n.peers.call(ctx, node, http.MethodPost, "/v1/node/check", checkRequest{r.Job, r.Epoch, r.Pod, r.Written}, &out)
+	err := n.peers.call(ctx, node, http.MethodPost, "/v1/node/check", r.check(), &out)
 	ev := n.log.Warn().Err(why).Str("from", string(node)).Uint64("job", uint64(r.Job)).Uint64("epoch", uint64(r.Epoch)).Int("pod", int(r.Pod))
 	if err != nil {
 		ev.AnErr("check", err).Msg("image not received; its holder does not answer")

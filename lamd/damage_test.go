@@ -52,9 +52,12 @@ func TestDamagedImages(t *testing.T) {
 		own, other string // damage here and at n1; "" = intact, "dead" = n1 does not answer
 		kind       conduct.FailureKind
 		damaged    []job.NodeID
+		digests    bool // as in a restart of all ranks
 	}{
 		"intact":                      {},
 		"own pages":                   {own: "pages", damaged: []job.NodeID{"n2"}},
+		"own pages, by SHA-256":       {own: "pages", damaged: []job.NodeID{"n2"}, digests: true},
+		"both, by SHA-256":            {own: "pages", other: "pages", kind: conduct.NoIntactCopy, damaged: []job.NodeID{"n2", "n1"}, digests: true},
 		"own manifest":                {own: "manifest", damaged: []job.NodeID{"n2"}},
 		"own is gone":                 {own: "gone", damaged: []job.NodeID{"n2"}},
 		"both, pages":                 {own: "pages", other: "pages", kind: conduct.NoIntactCopy, damaged: []job.NodeID{"n2", "n1"}},
@@ -80,7 +83,7 @@ func TestDamagedImages(t *testing.T) {
 			default:
 				damage(t, n1, c.other)
 			}
-			r.From, r.Urgent = []job.NodeID{"n1", "n2"}, true
+			r.From, r.Urgent, r.Digests = []job.NodeID{"n1", "n2"}, true, c.digests
 			out, err := n2.copy(testContext(t), r)
 			if err != nil {
 				t.Fatal(err)

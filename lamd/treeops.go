@@ -65,7 +65,7 @@ func killOf(a conduct.KillPod) killRequest {
 }
 
 func copyOf(a conduct.Copy) copyRequest {
-	return copyRequest{Job: a.Job, Epoch: a.Epoch, Pod: a.Pod, From: a.From, Written: a.Written, Urgent: a.Urgent}
+	return copyRequest{Job: a.Job, Epoch: a.Epoch, Pod: a.Pod, From: a.From, Written: a.Written, Urgent: a.Urgent, Digests: a.Digests}
 }
 
 // sealOf makes the COMMITTED record out of the replicated one.

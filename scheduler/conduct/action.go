@@ -72,6 +72,7 @@ type Copy struct {
 	To      job.NodeID
 	Written podapi.Written
 	Urgent  bool
+	Digests bool // nobody survived: what the disks hold is checked by SHA-256
 	Timeout time.Duration
 }
 

@@ -91,9 +91,10 @@ func (c *conductor) copyTo(s *scope, epoch job.Epoch, p job.PodIndex, from []job
 		limit = c.l.cfg.RestoreMax
 	}
 	from = slices.Clone(from)
+	digests := urgent && c.j.Recovery != nil && len(c.j.Recovery.Lost) == len(c.j.Pods)
 	place := scheduler.NodeRef{Node: to, Boot: c.l.st.Nodes[to].Boot}
 	cl := c.l.request(s, limit, limit, func(ref Ref, timeout time.Duration) Action {
-		return Copy{Ref: ref, Job: c.id, Epoch: epoch, Pod: p, From: from, To: to, Written: w, Urgent: urgent, Timeout: timeout}
+		return Copy{Ref: ref, Job: c.id, Epoch: epoch, Pod: p, From: from, To: to, Written: w, Urgent: urgent, Digests: digests, Timeout: timeout}
 	}, done)
 	cl.gone = func() bool { return !c.l.st.IsAlive(place) }
 	if !urgent { // there are others to copy to
