@@ -16,18 +16,29 @@ func sortedLines(s string) string {
 	return strings.Join(lines, "\n")
 }
 
-// Programs over one and two nodes, one and two ranks each, give what they give
-// under the MPI's own launcher.
+// Programs over one, two and four nodes, one and two ranks each, give what they
+// give under the MPI's own launcher. Ranks poll, so that more of them than cores
+// take turns of milliseconds: such programs do a handful of steps.
 func TestSameResultsAsHydra(t *testing.T) {
+	kernels := [][]string{{"cg.S"}, {"is.S"}, {"mg.S"}, {"pairs", "-n", "20", "-m", "100000"}}
+	alone := kernels[:2] // pairs and ring want a peer
+	few := [][]string{{"pairs", "-n", "3", "-m", "3000", "-k", "1"}, {"ring", "10", "1"}}
+	fewest := [][]string{{"pairs", "-n", "1", "-m", "500", "-k", "1"}, {"ring", "3", "1"}}
 	asUsers(t, func(t *testing.T, u user) {
-		c := boot(t, u, 2, 0)
-		for _, p := range [][]string{{"cg.S"}, {"is.S"}, {"mg.S"}, {"pairs", "-n", "20", "-m", "100000"}} {
-			args := append([]string{c.bins + "/" + p[0]}, p[1:]...)
-			want := c.undisturbed(2, args...)
-			for _, ppn := range []string{"1", "2"} {
-				got := c.mpirun(2*time.Minute, append([]string{"-n", "2", "-ppn", ppn}, args...)...)
+		c := boot(t, u, 4, 0)
+		for _, shape := range []struct {
+			nodes, ppn int
+			programs   [][]string
+		}{
+			{1, 1, alone}, {1, 2, kernels}, {2, 1, kernels}, {2, 2, few}, {4, 1, few}, {4, 2, fewest},
+		} {
+			ranks := shape.nodes * shape.ppn
+			for _, p := range shape.programs {
+				args := append([]string{c.bins + "/" + p[0]}, p[1:]...)
+				want := c.undisturbed(ranks, args...)
+				got := c.mpirun(2*time.Minute, append([]string{"-n", fmt.Sprint(ranks), "-ppn", fmt.Sprint(shape.ppn)}, args...)...)
 				if got != want {
-					t.Errorf("%v with %s ranks per node:\n%s\nwant\n%s", p, ppn, got, want)
+					t.Errorf("%v on %d nodes with %d ranks each:\n%s\nwant\n%s", p, shape.nodes, shape.ppn, got, want)
 				}
 			}
 		}
