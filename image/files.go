@@ -134,3 +134,16 @@ func (f *FileState) Overwritten(fd int) (string, error) {
 	}
 	return fmt.Sprintf("it was overwritten: its first %d bytes are not what they were", f.Size), nil
 }
+
+// Terminal is how a terminal was set that the program was given from outside:
+// struct termios and the window size.
+type Terminal struct {
+	Iflag uint32 `json:"iflag"`
+	Oflag uint32 `json:"oflag"`
+	Cflag uint32 `json:"cflag"`
+	Lflag uint32 `json:"lflag"`
+	Line  uint8  `json:"line"`
+	Cc    []byte `json:"cc"`
+	Rows  uint16 `json:"rows"`
+	Cols  uint16 `json:"cols"`
+}

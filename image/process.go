@@ -6,30 +6,31 @@ package image
 
 // Process is the state of one process at an epoch, without its memory pages.
 type Process struct {
-	PID       int          `json:"pid"`  // in the pid namespace of the pod
-	PPID      int          `json:"ppid"` // 0: parent is outside of the image
-	PGID      int          `json:"pgid"`
-	SID       int          `json:"sid"`
-	Exe       MappedFile   `json:"exe"`
-	Cwd       string       `json:"cwd"`
-	Umask     uint32       `json:"umask"`
-	Comm      string       `json:"comm"`
-	Dumpable  int          `json:"dumpable"`
-	Nice      int          `json:"nice"`
-	Rlimits   []Rlimit     `json:"rlimits"`
-	MM        MM           `json:"mm"`
-	Maps      []Mapping    `json:"maps"`
-	Threads   []Thread     `json:"threads"` // Threads[0] is the leader: TID == PID
-	Actions   []SigAction  `json:"actions"` // index = signal number - 1, 64 of them
-	Pending   [][]byte     `json:"pending"` // shared pending siginfo_t, 128 bytes each
-	ITimers   [3]ITimer    `json:"itimers"`
-	PTimers   []PosixTimer `json:"posix_timers"`
-	FDs       []FD         `json:"fds"` // ascending by Num
-	Seccomp   int          `json:"seccomp"`
-	NoNewPriv bool         `json:"no_new_privs"`
-	Zombies   []Zombie     `json:"zombies,omitempty"`
-	Locks     []FileLock   `json:"locks,omitempty"`  // of kind posix
-	Exited    *int         `json:"exited,omitempty"` // wait status: the process had ended before the epoch
+	PID        int          `json:"pid"`  // in the pid namespace of the pod
+	PPID       int          `json:"ppid"` // 0: parent is outside of the image
+	PGID       int          `json:"pgid"`
+	SID        int          `json:"sid"`
+	Exe        MappedFile   `json:"exe"`
+	Cwd        string       `json:"cwd"`
+	Umask      uint32       `json:"umask"`
+	Comm       string       `json:"comm"`
+	Dumpable   int          `json:"dumpable"`
+	Nice       int          `json:"nice"`
+	Rlimits    []Rlimit     `json:"rlimits"`
+	MM         MM           `json:"mm"`
+	Maps       []Mapping    `json:"maps"`
+	Threads    []Thread     `json:"threads"` // Threads[0] is the leader: TID == PID
+	Actions    []SigAction  `json:"actions"` // index = signal number - 1, 64 of them
+	Pending    [][]byte     `json:"pending"` // shared pending siginfo_t, 128 bytes each
+	ITimers    [3]ITimer    `json:"itimers"`
+	PTimers    []PosixTimer `json:"posix_timers"`
+	FDs        []FD         `json:"fds"` // ascending by Num
+	Seccomp    int          `json:"seccomp"`
+	NoNewPriv  bool         `json:"no_new_privs"`
+	Zombies    []Zombie     `json:"zombies,omitempty"`
+	Foreground bool         `json:"foreground,omitempty"` // of the group that its terminal belonged to
+	Locks      []FileLock   `json:"locks,omitempty"`      // of kind posix
+	Exited     *int         `json:"exited,omitempty"`     // wait status: the process had ended before the epoch
 }
 
 // MM is what PR_SET_MM_MAP takes (prctl(2), struct prctl_mm_map).
@@ -198,6 +199,7 @@ type Description struct {
 	UDP      *UDPEnd     `json:"udp,omitempty"`
 	External string      `json:"external,omitempty"` // "stdin" "stdout" "stderr" "pmi"
 	Locks    []FileLock  `json:"locks,omitempty"`    // of kinds ofd and flock
+	Terminal *Terminal   `json:"terminal,omitempty"` // of external ones
 }
 
 // FileState is a regular file behind a description.

@@ -202,6 +202,7 @@ func captureProcess(ctx context.Context, p *process, c *captured) error {
 	im := &c.image
 	im.PID, im.PGID, im.SID = st.Inner(), last(st.NSPgid), last(st.NSSid)
 	im.Umask, im.Comm, im.Nice = st.Umask, stat.Comm, stat.Nice
+	im.Foreground = stat.TTY != 0 && stat.TTYGroup == stat.PGrp
 	im.Seccomp, im.NoNewPriv = st.Seccomp, st.NoNewPrivs
 	dir := "/proc/" + strconv.Itoa(p.pid)
 	exe, err := os.Readlink(dir + "/exe")

@@ -211,8 +211,12 @@ func identifyDevice(o *openFile, id identity) (identity, string) {
 	switch {
 	case major == 1 && (minor == 3 || minor == 5 || minor == 7 || minor == 8 || minor == 9):
 		id.kind = image.FDDevice
-	case major == 5 && minor == 0, major == 4, major >= 136 && major <= 143:
-		id.kind = image.FDTTY
+	case major == 5 && minor == 0:
+		id.kind = image.FDTTY // whatever terminal the session has
+	case major == 4, major >= 136 && major <= 143:
+		return id, "a terminal that is not standard input, output or error"
+	case major == 5 && minor == 2:
+		return id, "pseudo-terminals of the program's own are not supported"
 	default:
 		return id, fmt.Sprintf("device %d:%d is not supported", major, minor)
 	}
@@ -279,6 +283,8 @@ func (t *fileTable) capture(ctx context.Context, obs *obstacles) error {
 			err = t.captureFile(d, o)
 		case image.FDDevice, image.FDTTY:
 			d.Path = o.link
+		case image.FDExternal:
+			err = t.captureTerminal(d, o)
 		case image.FDPipe, image.FDFifo:
 			err = t.capturePipe(d, o, pipes, obs)
 		case image.FDEventfd:

@@ -159,7 +159,8 @@ type Stat struct {
 	PPid       int
 	PGrp       int
 	Session    int
-	TTY        int
+	TTY        int // device of the controlling terminal, 0 without
+	TTYGroup   int // its foreground process group, -1 without
 	Nice       int
 	MinFlt     uint64 // page faults that needed no disk
 	StartTicks uint64 // since boot: with the pid the identity of a process
@@ -213,6 +214,7 @@ func ParseStat(text []byte) (*Stat, error) {
 		{5, &s.PGrp},
 		{6, &s.Session},
 		{7, &s.TTY},
+		{8, &s.TTYGroup},
 		{19, &s.Nice},
 		{40, &s.RTPriority},
 		{41, &s.Policy},

@@ -109,6 +109,16 @@ func (e *extras) get(name string, flags int) (fd int, ok bool, err error) {
 	return int(f.Fd()), true, nil
 }
 
+// open opens the terminal of our session, whatever it is.
+func (e *extras) open(path string, flags int) (int, error) {
+	f, err := os.OpenFile(path, flags&(unix.O_ACCMODE|unix.O_NONBLOCK), 0)
+	if err != nil {
+		return -1, fmt.Errorf("the program had a terminal, and lam has none: %w", err)
+	}
+	e.opened = append(e.opened, f)
+	return int(f.Fd()), nil
+}
+
 // close closes what was opened; the processes have their own by then.
 func (e *extras) close() {
 	for _, f := range e.opened {

@@ -147,8 +147,15 @@ func restart(ctx context.Context, arg string, o *restartOptions, started func(*R
 	for name, d := range built.Times {
 		r.TimesMS[name] = rounded(float64(d.Microseconds()) / 1000)
 	}
+	back, resized := terminal(m)
+	defer back()
+	front := foregroundOf(m, built.PIDs(), root)
+	defer foreground(front)() // before anybody may read from the terminal
 	if err := errors.Join(closeImage(), built.release(ctx)); err != nil {
 		return err
+	}
+	if resized {
+		_ = unix.Kill(front, unix.SIGWINCH) //nolint:errcheck // it may have ended
 	}
 	r.RestoreMS = rounded(msSince(begin))
 	if err := errors.Join(writePID(o.pidFile, r.PID), started(r)); err != nil {
@@ -246,6 +253,9 @@ func (o outside) Descriptor(_ context.Context, _ int, d *image.Description) (int
 		if d.External == name {
 			return i, nil
 		}
+	}
+	if d.Kind == image.FDTTY {
+		return o.extra.open(d.Path, d.Flags)
 	}
 	if fd, ok, err := o.extra.get(d.External, d.Flags); ok {
 		return fd, err

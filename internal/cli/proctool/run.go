@@ -71,6 +71,7 @@ func run(ctx context.Context, argv []string, pidFile string) (err error) {
 	if err := writePID(pidFile, p.PID); err != nil {
 		return err
 	}
+	defer foreground(p.PID)()
 	return attend(ctx, n, p.Inner, p.PID, signals)
 }
 
@@ -115,11 +116,8 @@ func takeSignals() chan os.Signal {
 }
 
 // attend forwards signals to process pid until the process that is called
-// inner inside has ended, and turns its status into our exit code. On a
-// terminal the program is in the foreground meanwhile.
+// inner inside has ended, and turns its status into our exit code.
 func attend(ctx context.Context, n *nsinit.Namespace, inner, pid int, signals <-chan os.Signal) error {
-	back := foreground(pid)
-	defer back()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	done := make(chan struct{})
