@@ -154,6 +154,9 @@ func (n *Network) dial(from, to string, timeout time.Duration) (net.Conn, error)
 	}
 	select {
 	case t.streams <- &conn{Conn: far, net: n, from: to, to: from, delay: d}:
+		if t.closed() {
+			t.refuse()
+		}
 		return &conn{Conn: near, net: n, from: from, to: to, delay: d}, nil
 	case <-t.done:
 		return nil, &net.OpError{Op: "dial", Net: "tcp", Addr: netAddr(to), Err: syscall.ECONNREFUSED}

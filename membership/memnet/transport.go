@@ -65,7 +65,21 @@ func (t *Transport) StreamCh() <-chan net.Conn { return t.streams }
 // Shutdown implements memberlist.Transport: later dials are refused.
 func (t *Transport) Shutdown() error {
 	t.once.Do(func() { close(t.done) })
+	t.refuse()
 	return nil
+}
+
+// refuse closes the streams that nobody accepted: who writes into one would
+// wait for a reader for ever.
+func (t *Transport) refuse() {
+	for {
+		select {
+		case c := <-t.streams:
+			_ = c.Close()
+		default:
+			return
+		}
+	}
 }
 
 func (t *Transport) closed() bool {
