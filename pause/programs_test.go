@@ -20,6 +20,10 @@ import (
 // TestPrograms rolls programs back that nobody here wrote. Each is a shell
 // command that writes its result to the file "out" of its directory.
 func TestPrograms(t *testing.T) {
+	var in bytes.Buffer
+	for i := 0; in.Len() < 24<<20; i++ {
+		fmt.Fprintf(&in, "line %d of the input %x\n", i, sha256.Sum256([]byte{byte(i), byte(i >> 8), byte(i >> 16)}))
+	}
 	for _, c := range []struct{ name, needs, script string }{
 		{"xz", "xz", `exec xz -0 -T1 -c in > out`},
 		{"xz-threads", "xz", `exec xz -1 -T2 -c in > out`},
@@ -45,9 +49,12 @@ open("out", "w").write(" ".join(x.hexdigest() for x in h) + str(sum(len(v) for v
 			if _, err := exec.LookPath(c.needs); err != nil {
 				t.Skipf("%s is not installed", c.needs)
 			}
-			want := runScript(t, c.script, nil)
+			want, whole := runScript(t, in.Bytes(), c.script, nil)
 			n := uint64(0)
-			got := runScript(t, c.script, func(pid int) {
+			got, _ := runScript(t, in.Bytes(), c.script, func(pid int) {
+				// Nothing ends before its last rollback, on a fast machine either.
+				pause := func(most time.Duration) { time.Sleep(min(most, whole/12)) }
+				pause(250 * time.Millisecond)
 				log := zerolog.New(zerolog.NewTestWriter(t))
 				pod := New(Config{Job: 1, Node: "n1", Log: log})
 				defer func() { _ = pod.Close() }()
@@ -58,9 +65,9 @@ open("out", "w").write(" ".join(x.hexdigest() for x in h) + str(sum(len(v) for v
 				}
 				defer func() { _ = dir.Close() }()
 				for e := job.Epoch(1); e <= 2; e++ {
-					time.Sleep(60 * time.Millisecond)
+					pause(60 * time.Millisecond)
 					checkpoint(t, pod, dir, e)
-					time.Sleep(80 * time.Millisecond)
+					pause(80 * time.Millisecond)
 					n++
 					r := rollback(t, pod, e, n)
 					t.Logf("%d MB: %v", r.Bytes>>20, r.TimesMS)
@@ -74,34 +81,31 @@ open("out", "w").write(" ".join(x.hexdigest() for x in h) + str(sum(len(v) for v
 }
 
 // runScript runs a command in a directory with a file "in" and returns a hash
-// of "out".
-func runScript(t *testing.T, script string, disturb func(pid int)) string {
+// of "out", and how long the command ran.
+func runScript(t *testing.T, in []byte, script string, disturb func(pid int)) (hash string, took time.Duration) {
 	t.Helper()
 	dir := t.TempDir()
-	var in bytes.Buffer
-	for i := 0; in.Len() < 24<<20; i++ {
-		fmt.Fprintf(&in, "line %d of the input %x\n", i, sha256.Sum256([]byte{byte(i), byte(i >> 8), byte(i >> 16)}))
-	}
-	if err := os.WriteFile(filepath.Join(dir, "in"), in.Bytes(), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "in"), in, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	cmd := exec.CommandContext(t.Context(), "bash", "-c", script)
 	cmd.Dir = dir
 	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true}
+	begin := time.Now()
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = unix.Kill(-cmd.Process.Pid, unix.SIGKILL) })
 	if disturb != nil {
-		time.Sleep(250 * time.Millisecond)
 		disturb(cmd.Process.Pid)
 	}
 	if err := cmd.Wait(); err != nil {
 		t.Fatalf("%s: %v", script, err)
 	}
+	took = time.Since(begin)
 	b, err := os.ReadFile(filepath.Join(dir, "out"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	return fmt.Sprintf("%x (%d bytes)", sha256.Sum256(b), len(b))
+	return fmt.Sprintf("%x (%d bytes)", sha256.Sum256(b), len(b)), took
 }

