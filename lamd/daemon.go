@@ -122,6 +122,8 @@ func runOnce(ctx context.Context, cfg Config, log zerolog.Logger) error {
 	g.Go(func() error { return d.watchMembers(ctx) })
 	g.Go(func() error { return d.joinCluster(ctx) })
 	g.Go(func() error { return d.agent.renewLeases(ctx) })
+	sw := &sweeper{node: d.node, state: d.sched.State, log: component(log, "sweeper")}
+	g.Go(func() error { return sw.run(ctx) })
 	err = g.Wait()
 	if errors.Is(context.Cause(ctx), errLeft) {
 		return errLeft

@@ -13,6 +13,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -71,6 +72,8 @@ type nodeAPI struct {
 	fan     *fanout
 	log     zerolog.Logger
 	copying keyLock[imageKey] // a repeated copy waits for the first one
+
+	dropping sync.Mutex // held while images are deleted
 }
 
 // imageKey names a pod's image.
@@ -151,7 +154,11 @@ func (n *nodeAPI) seal(_ context.Context, r sealRequest) error {
 	return dir.MarkCommitted(r.Commit)
 }
 
+// drop deletes an epoch of a job, or all of it. One at a time: a request of the
+// leader and the sweeper may mean the same.
 func (n *nodeAPI) drop(_ context.Context, r dropRequest) error {
+	n.dropping.Lock()
+	defer n.dropping.Unlock()
 	dir, err := n.store.Job(r.Job)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
