@@ -5,7 +5,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -242,18 +241,4 @@ func listDigest(files map[string]podapi.File) string {
 		fmt.Fprintf(h, "%s %d %s\n", n, files[n].Size, files[n].SHA256)
 	}
 	return hex.EncodeToString(h.Sum(nil))
-}
-
-// hashFile returns size and SHA-256 of f, read with pread.
-func hashFile(f *os.File) (podapi.File, error) {
-	st, err := f.Stat()
-	if err != nil {
-		return podapi.File{}, err
-	}
-	h := sha256.New()
-	n, err := io.CopyBuffer(h, io.NewSectionReader(f, 0, st.Size()), make([]byte, 1<<20))
-	if err != nil {
-		return podapi.File{}, err
-	}
-	return podapi.File{Size: n, SHA256: hex.EncodeToString(h.Sum(nil))}, nil
 }

@@ -50,7 +50,8 @@
 //	XXH3 of index   segments, runs, sums           the same
 //	XXH3 of trailer trailer and header, thereby    that the file is the one of that job, epoch, pod and
 //	                index, thereby all pages       process, and the very one that the manifest means (Tails)
-//	SHA-256         a whole file                   also against intent, as the list of files in the log is
+//	SHA-256 (of     a whole file                   also against intent, as the list of files in the log is
+//	4 MB pieces)
 //	listDigest      names, sizes, SHA-256s         identity of an image; SetDigest that of an epoch
 //
 // Every byte is hashed once each way while it is written, and once by XXH3 when

@@ -3,8 +3,6 @@ package image
 import (
 	"bytes"
 	"cmp"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -15,7 +13,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/lampause/lampause/internal/podapi"
 	"github.com/lampause/lampause/job"
 )
 
@@ -229,10 +226,4 @@ func (d *JobDir) Remove(epoch job.Epoch) error {
 		return fmt.Errorf("job %d: remove epoch %d: %w", d.id, epoch, err)
 	}
 	return nil
-}
-
-// digestOf returns size and SHA-256 of data.
-func digestOf(data []byte) podapi.File {
-	sum := sha256.Sum256(data)
-	return podapi.File{Size: int64(len(data)), SHA256: hex.EncodeToString(sum[:])}
 }

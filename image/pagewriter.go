@@ -2,11 +2,8 @@ package image
 
 import (
 	"bytes"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"hash"
 	"os"
 
 	"github.com/klauspost/compress/s2"
@@ -36,7 +33,7 @@ const maxIovecs = 1024
 
 // PageWriter writes one page file. It is used by one goroutine at a time.
 //
-// Memory given to Write is not copied: it is hashed by a second goroutine and
+// Memory given to Write is not copied: it is hashed by other goroutines and
 // written in large pieces, so it must stay as it is until Close returns.
 type PageWriter struct {
 	w      *Writer
@@ -58,16 +55,15 @@ type PageWriter struct {
 	zeroPages uint64
 	ownPages  uint64
 
-	hashIn  chan [][]byte
-	hashOut chan hash.Hash
-	err     error
-	closed  bool
+	hasher *pieceHasher
+	err    error
+	closed bool
 }
 
 func newPageWriter(w *Writer, part partID, f *os.File, o Options) (*PageWriter, error) {
 	p := &PageWriter{
 		w: w, part: part, f: f, direct: o.Direct && o.Compression == CompressNone,
-		hashIn: make(chan [][]byte, 16), hashOut: make(chan hash.Hash, 1),
+		hasher: newPieceHasher(),
 	}
 	if o.Compression == CompressZstd {
 		enc, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1))
@@ -85,19 +81,9 @@ func newPageWriter(w *Writer, part partID, f *os.File, o Options) (*PageWriter, 
 	if p.direct {
 		p.setDirect(true)
 	}
-	go func() {
-		h := sha256.New()
-		for bufs := range p.hashIn {
-			for _, b := range bufs {
-				h.Write(b)
-			}
-		}
-		p.hashOut <- h
-	}()
 	p.queue(header)
 	p.flush() // the header page belongs to this function
-	h := bytes.Clone(header)
-	p.hashIn <- [][]byte{h}
+	p.hasher.write([][]byte{bytes.Clone(header)})
 	return p, errors.Join(p.err, unix.Munmap(header))
 }
 
@@ -226,12 +212,12 @@ func (p *PageWriter) queue(b []byte) {
 	p.end += int64(len(b))
 }
 
-// flushHashed writes what is pending and hands it to the hashing goroutine.
+// flushHashed writes what is pending and hands it to the hasher.
 func (p *PageWriter) flushHashed() {
 	bufs := p.pending
 	p.flush()
 	if p.err == nil && len(bufs) > 0 {
-		p.hashIn <- bufs
+		p.hasher.write(bufs)
 	}
 }
 
@@ -324,8 +310,7 @@ func (p *PageWriter) Close() error {
 	end := t.encode(p.headerSum)
 	p.queue(append(index, end...))
 	p.flushHashed()
-	close(p.hashIn)
-	h := <-p.hashOut
+	digest := p.hasher.sum()
 	if p.enc != nil {
 		p.err = errors.Join(p.err, p.enc.Close())
 	}
@@ -335,6 +320,6 @@ func (p *PageWriter) Close() error {
 	if err := p.f.Close(); err != nil && p.err == nil {
 		p.err = fmt.Errorf("close %s: %w", p.part.name(), err)
 	}
-	p.w.finished(p, podapi.File{Size: p.end, SHA256: hex.EncodeToString(h.Sum(nil))}, leUint64(end[trailerSize-8:]))
+	p.w.finished(p, podapi.File{Size: p.end, SHA256: digest}, leUint64(end[trailerSize-8:]))
 	return p.err
 }

@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 
-	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/lampause/lampause/internal/podapi"
@@ -165,29 +164,25 @@ func (r *Reader) files() []*pageFile {
 }
 
 // VerifyDigests reads the whole image once and compares the SHA-256 of every
-// file with the manifest, files in parallel.
+// file with the manifest.
 //
 // Expected errors: ErrCorrupt, those of reading, ctx's.
 func (r *Reader) VerifyDigests(ctx context.Context) error {
-	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(4)
 	for _, p := range r.files() {
-		g.Go(func() error {
-			if err := ctx.Err(); err != nil {
-				return err
-			}
-			got, err := hashFile(p.f)
-			if err != nil {
-				return fmt.Errorf("image %s: %s: %w", r.dir.Name(), p.part.name(), err)
-			}
-			if got != r.manifest.Files[p.part.name()] {
-				return fmt.Errorf("image %s: %w: SHA-256 of %s", r.dir.Name(), ErrCorrupt, p.part.name())
-			}
-			return nil
-		})
+		got, err := hashFile(ctx, p.f, digestWorkers)
+		if err != nil {
+			return fmt.Errorf("image %s: %s: %w", r.dir.Name(), p.part.name(), err)
+		}
+		if got != r.manifest.Files[p.part.name()] {
+			return fmt.Errorf("image %s: %w: SHA-256 of %s", r.dir.Name(), ErrCorrupt, p.part.name())
+		}
 	}
-	return g.Wait()
+	return nil
 }
+
+// digestWorkers is how many pieces are hashed at a time when nothing else can
+// be done before.
+const digestWorkers = 4
 
 // Written describes the files of the image, as its writer did. It does not
 // read page files; their digests are the manifest's.

@@ -150,7 +150,8 @@ type Written struct {
 	NewBytes int64 `json:"new_bytes,omitempty"`
 }
 
-// File is the size and SHA-256 (hex) of one image file.
+// File is the size and SHA-256 (hex) of one image file; that of a page file is
+// the SHA-256 of the SHA-256s of its pieces of 4 MB.
 type File struct {
 	Size   int64  `json:"size"`
 	SHA256 string `json:"sha256"`
