@@ -91,6 +91,12 @@ func (a *jobsAPI) restart(r *http.Request) (any, error) {
 			return nil, err
 		}
 		cmd.Job.Spec.UID = j.Spec.UID
+		if j.State.Final() && j.Whole() == nil {
+			// Nodes that were lost may be back with their disks.
+			if found, err := a.collect(r.Context(), st, id, job.Epoch(epoch)); err == nil {
+				cmd.Job.Epochs = found.Epochs
+			}
+		}
 	} else {
 		j, err := a.collect(r.Context(), st, id, job.Epoch(epoch))
 		if err != nil {

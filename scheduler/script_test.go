@@ -241,7 +241,11 @@ func parse(t *testing.T, words []string) Command {
 	case "submit":
 		return Command{Submit: &Submit{Key: a.str("key", ""), Spec: testSpec(a)}}
 	case "restart":
-		return Command{Restart: &Restart{Job: Job{ID: id}, Epoch: job.Epoch(a.num("epoch", 0))}}
+		c := &Restart{Job: Job{ID: id}, Epoch: job.Epoch(a.num("epoch", 0))}
+		if len(pos) > 0 { // what the stores were found to have
+			c.Job.Epochs = adopted(id, epoch, pos).Epochs
+		}
+		return Command{Restart: c}
 	case "adopt":
 		return Command{Restart: &Restart{Job: adopted(id, epoch, pos)}}
 	case "started":

@@ -73,9 +73,37 @@ func (t *txn) stop(j *Job, reason string) *End {
 		for _, p := range allPods(j) {
 			rec.Lost = append(rec.Lost, LostPod{Pod: p})
 		}
-		return &End{Code: job.ExitNoNodes, Reason: fmt.Sprintf("%s; no intact image of %s at epoch %d is left, nor a whole older epoch", reason, ranksText(j, withoutImage(newest, rec)), newest.Epoch)}
+		return noImages(j, reason+";", withoutImage(newest, rec))
 	}
 	return &End{Code: job.ExitCheckpoint, Keep: true, Reason: fmt.Sprintf("%s; `lam restart %v` goes on from epoch %d", reason, j.ID, e.Epoch)}
+}
+
+// noImages returns how a job ends of which no living node holds the images of
+// some pods. What there is of the others is kept: a lost node may come back with
+// what is on its disk.
+func noImages(j *Job, reason string, gone []job.PodIndex) *End {
+	return &End{Code: job.ExitNoNodes, Keep: true, Reason: fmt.Sprintf(
+		"%s no intact image of %s at epoch %d is left, nor a whole older epoch; if lost nodes come back with their disks, try `lam restart %v`",
+		reason, ranksText(j, gone), j.Newest().Epoch, j.ID)}
+}
+
+// refind takes the holders of a job's images from what the stores were found to
+// have: nodes that were lost may be back with their disks.
+func (t *txn) refind(j *Job, found []Epoch) {
+	for _, f := range found {
+		i := slices.IndexFunc(j.Epochs, func(e Epoch) bool { return e.Epoch == f.Epoch && e.SetDigest == f.SetDigest })
+		if i < 0 || len(f.Images) != len(j.Epochs[i].Images) {
+			continue
+		}
+		for p := range f.Images {
+			j.setHolders(i, p, t.alive(f.Images[p].Holders))
+		}
+	}
+}
+
+// alive returns those of the nodes that live.
+func (t *txn) alive(nodes []job.NodeID) []job.NodeID {
+	return slices.DeleteFunc(slices.Clone(nodes), func(n job.NodeID) bool { return t.s.Nodes[n].State != Alive })
 }
 
 // damaged takes nodes out of the replica set of an image that they do not hold

@@ -173,6 +173,7 @@ func (t *txn) restart(c *Restart) *Refusal {
 	if !j.Retired {
 		return refuse(Busy, job.ExitUsage, "job %v is still being taken down: try again in a moment", id)
 	}
+	t.refind(j, c.Job.Epochs)
 	want := c.Epoch
 	if e := j.Whole(); want == 0 && e != nil {
 		want = e.Epoch
@@ -231,7 +232,7 @@ func (t *txn) adopt(from *Job) (*Job, *Refusal) {
 		}
 		e.Images = slices.Clone(e.Images)
 		for i := range e.Images {
-			e.Images[i].Holders = slices.DeleteFunc(slices.Clone(e.Images[i].Holders), func(n job.NodeID) bool { return t.s.Nodes[n].State != Alive })
+			e.Images[i].Holders = t.alive(e.Images[i].Holders)
 		}
 		j.Epochs = append(j.Epochs, e)
 		j.LastEpoch = max(j.LastEpoch, e.Epoch)

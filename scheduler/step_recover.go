@@ -79,9 +79,8 @@ func (t *txn) recover(l loss) {
 		return
 	}
 	if epoch == nil {
-		newest := j.Newest()
-		gone := withoutImage(newest, rec)
-		t.finish(j, &End{Code: job.ExitNoNodes, Reason: fmt.Sprintf("%s: no intact image of %s at epoch %d is left, nor a whole older epoch", t.lostText(j, l), ranksText(j, gone), newest.Epoch)})
+		gone := withoutImage(j.Newest(), rec)
+		t.finish(j, noImages(j, t.lostText(j, l)+":", gone))
 		return
 	}
 	t.fallBack(j, epoch, l)
