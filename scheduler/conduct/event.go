@@ -1,6 +1,8 @@
 package conduct
 
 import (
+	"time"
+
 	"github.com/lampause/lampause/internal/podapi"
 	"github.com/lampause/lampause/job"
 	"github.com/lampause/lampause/scheduler"
@@ -137,6 +139,8 @@ type Verb struct {
 	Kind   VerbKind
 	Code   int    // VerbKill: exit code, e.g. 130 after Ctrl-C
 	Reason string // VerbKill
+
+	since time.Duration // when the leader heard of it
 }
 
 // Fence is a pod's arrival at a PMI fence; FenceAnswer follows with the same

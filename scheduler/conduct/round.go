@@ -296,13 +296,15 @@ func (c *conductor) failRound(r *round, reason string, retry bool) {
 		c.collectBefore(e.Epoch)
 	}
 	c.rounds.delay = min(max(2*c.rounds.delay, c.l.cfg.RoundRetry), c.longestDelay(retry))
-	if retry && len(verbs) > 0 && c.l.now-r.begun < verbMax {
-		c.wanted = append(verbs, c.wanted...)
-	} else {
-		for _, v := range verbs {
-			c.answer(v, Answer{Failure: &Failure{Kind: Refused, Text: "checkpoint abandoned: " + reason}})
+	var again []Verb
+	for _, v := range verbs {
+		if retry && c.l.now-v.since < verbMax {
+			again = append(again, v)
+			continue
 		}
+		c.answer(v, Answer{Failure: &Failure{Kind: Refused, Text: "checkpoint abandoned: " + reason}})
 	}
+	c.wanted = append(again, c.wanted...)
 	if c.j.Spec.CkptInterval > 0 || len(c.wanted) > 0 {
 		c.rounds.at = c.l.now + c.rounds.delay
 	}

@@ -107,6 +107,7 @@ func (c *conductor) verb(v Verb) {
 			c.answer(v, Answer{Failure: &Failure{Kind: Refused, Text: "the job is suspended: resume it first"}})
 			return
 		}
+		v.since = c.l.now
 		c.wanted = append(c.wanted, v)
 		if c.mode == running && c.round == nil {
 			c.rounds.at = c.l.now
