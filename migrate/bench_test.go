@@ -22,7 +22,7 @@ func TestRestoreRate(t *testing.T) {
 		t.Skip("LAM_BENCH_MB is not set")
 	}
 	out := output(t)
-	dir := captured(t, out, "step 0 ", build(t, "worker"), "3", "3", mb)
+	dir := captured(t, out, "step 0 ", worker(t), "3", "3", mb)
 	for range 5 {
 		n := namespace(t)
 		begin := time.Now()
@@ -41,7 +41,7 @@ func TestRestoreRate(t *testing.T) {
 // TestCancelled: a context that ends in the middle leaves nobody.
 func TestCancelled(t *testing.T) {
 	out := output(t)
-	dir := captured(t, out, "step 1 ", build(t, "worker"), "2", "12", "32")
+	dir := captured(t, out, "step 1 ", worker(t), "2", "12", "32")
 	n := namespace(t)
 	for i := range 12 {
 		img, err := image.OpenAt(dir)

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -20,6 +19,7 @@ import (
 	"github.com/lampause/lampause/internal/kernel"
 	"github.com/lampause/lampause/internal/nsinit"
 	"github.com/lampause/lampause/internal/proc"
+	"github.com/lampause/lampause/internal/progtest"
 	"github.com/lampause/lampause/migrate"
 )
 
@@ -36,19 +36,11 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// build compiles testdata/NAME.c.
-func build(t *testing.T, name string) string {
+// worker builds the program of these tests, that of lam proc; it does not wait
+// to be let go at its end.
+func worker(t testing.TB) string {
 	t.Helper()
-	gcc, err := exec.LookPath("gcc")
-	if err != nil {
-		t.Skip("gcc is not installed: the program under test cannot be built")
-	}
-	out := filepath.Join(t.TempDir(), name)
-	cmd := exec.CommandContext(t.Context(), gcc, "-O1", "-g", "-pthread", "-o", out, filepath.Join("testdata", name+".c"))
-	if b, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("gcc: %v\n%s", err, b)
-	}
-	return out
+	return progtest.Build(t, filepath.Join("..", "internal", "cli", "proctool", "testdata", "worker.c"), "-DNO_GATE")
 }
 
 func namespace(t *testing.T) *nsinit.Namespace {
@@ -207,7 +199,7 @@ func until(t *testing.T, out *os.File, text string) {
 // TestRestart kills a program at several steps, restarts it elsewhere, more
 // than once, and wants the output of an undisturbed run.
 func TestRestart(t *testing.T) {
-	prog := build(t, "worker")
+	prog := worker(t)
 	for _, threads := range []string{"0", "3"} {
 		t.Run(threads+" threads", func(t *testing.T) {
 			args := []string{prog, threads, "12", "8"}
@@ -272,7 +264,7 @@ func wantNobody(t *testing.T, n *nsinit.Namespace, after string) {
 // for n from 1 until there is no n-th: every failure is reported, leaves no
 // process, and the next attempt in the same namespaces succeeds.
 func TestFailEveryCall(t *testing.T) {
-	args := []string{build(t, "worker"), "1", "12", "1"}
+	args := []string{worker(t), "1", "12", "1"}
 	want := run(t, args...)
 	out := output(t)
 	dir := captured(t, out, "step 2 ", args...)
@@ -328,7 +320,7 @@ func TestFailEveryCall(t *testing.T) {
 
 // TestRefusals: an image that does not fit, or is not whole, starts nothing.
 func TestRefusals(t *testing.T) {
-	args := []string{build(t, "worker"), "0", "12", "1"}
+	args := []string{worker(t), "0", "12", "1"}
 	out := output(t)
 	dir := captured(t, out, "step 2 ", args...)
 	n := namespace(t)

@@ -15,21 +15,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lampause/lampause/image"
+	"github.com/lampause/lampause/internal/progtest"
 )
 
 // build compiles testdata/NAME.c.
 func build(t *testing.T, name string) string {
 	t.Helper()
-	gcc, err := exec.LookPath("gcc")
-	if err != nil {
-		t.Skip("gcc is not installed: the program under test cannot be built")
-	}
-	out := filepath.Join(t.TempDir(), name)
-	cmd := exec.CommandContext(t.Context(), gcc, "-O1", "-g", "-pthread", "-o", out, filepath.Join("testdata", name+".c"), "-lm", "-lrt")
-	if b, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("gcc: %v\n%s", err, b)
-	}
-	return out
+	return progtest.Build(t, filepath.Join("testdata", name+".c"), "-lm", "-lrt")
 }
 
 // world is a directory with the files of one program's life.
