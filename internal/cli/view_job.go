@@ -51,7 +51,7 @@ func (a *App) describeJob(d control.JobDetail) error {
 	}{
 		{"Pods", []string{"POD", "NODE", "RANKS", "ADDRESS", "HOSTNAME"}, podRows(d)},
 		{"Epochs", []string{"EPOCH", "TIME", "SIZE", "NEW", "STALL", "REPLICAS"}, epochRows(d.Epochs)},
-		{"Recoveries (ms)", append([]string{"INC", "EPOCH", "LOST", "SPARES"}, upper(billParts())...), billRows(d.Bills)},
+		{"Recoveries (ms)", slices.Concat([]string{"INC", "EPOCH", "LOST", "SPARES"}, upper(billParts()), []string{"CAUSE"}), billRows(d.Bills)},
 		{"Ranks that failed", []string{"RANK", "STATUS"}, exitRows(d.Exits)},
 	} {
 		if len(t.rows) == 0 {
@@ -157,7 +157,7 @@ func epochRows(epochs []control.EpochInfo) [][]string {
 // billParts are the parts of a recovery's bill, in the order in which they
 // happen.
 func billParts() []string {
-	return []string{"detect", "agree", "fence", "stop", "rollback", "restore", "rewire", "refill", "total", "lost_work"}
+	return []string{"detect", "agree", "stop", "rollback", "stage", "start", "restore", "rewire", "fence", "release", "refill", "total", "lost_work"}
 }
 
 func upper(words []string) []string {
@@ -179,6 +179,11 @@ func billRows(bills []control.Bill) [][]string {
 			}
 			row = append(row, cell)
 		}
+		cause := b.Cause
+		if b.Skipped != 0 {
+			cause += fmt.Sprintf(" (no intact image of epoch %d was left)", b.Skipped)
+		}
+		row = append(row, cause)
 		rows = append(rows, row)
 	}
 	return rows

@@ -54,7 +54,8 @@ func viewServer(t *testing.T) http.Handler {
 		}},
 		Bills: []control.Bill{{
 			Incarnation: 2, Epoch: 11, Lost: []job.NodeID{"n2"}, Spares: []job.NodeID{"n5"},
-			MS: map[string]float64{"detect": 900, "agree": 12.5, "fence": 2000, "rollback": 92, "restore": 80.25, "total": 101, "lost_work": 12000},
+			MS:      map[string]float64{"detect": 900, "agree": 12.5, "fence": 2000, "rollback": 92, "restore": 80.25, "total": 101, "lost_work": 12000},
+			Skipped: 12, Cause: "lost node n2", AtMS: at.UnixMilli(),
 		}},
 		Reason: "last round abandoned: rank 2 was connecting",
 		Exits:  []job.Exit{{Rank: 1, Signal: 11, Core: true}, {Rank: 0}},
