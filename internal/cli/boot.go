@@ -13,7 +13,7 @@ import (
 
 func newBoot(a *App) *cobra.Command {
 	var nodes, spares, slots, mtu int
-	var subnet, daemon string
+	var subnet, daemon, hosts string
 	var wait time.Duration
 	cmd := &cobra.Command{
 		Use:   "boot --local N [--spares S]",
@@ -29,6 +29,9 @@ runtime directory gets a state directory of its own.`,
 		Example: "  lam boot --local 4 --spares 1",
 		Args:    exactly(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if hosts != "" {
+				return usage("--hostfile %s: clusters of real hosts cannot be booted yet; --local N starts N nodes on this machine", hosts)
+			}
 			if !cmd.Flags().Changed("local") {
 				return usage("which nodes? --local N starts N of them on this machine")
 			}
@@ -54,7 +57,9 @@ runtime directory gets a state directory of its own.`,
 	f.StringVar(&subnet, "subnet", "", "network of nodes and pods, a /16 (default "+local.DefaultSubnet().String()+")")
 	f.IntVar(&mtu, "mtu", 0, "MTU of the links, in bytes (default 65520)")
 	f.StringVar(&daemon, "daemon", "", "command to run on the nodes instead of lamd run")
+	f.StringVar(&hosts, "hostfile", "", "file with the hosts of the cluster") // to come
 	_ = f.MarkHidden("daemon")
+	_ = f.MarkHidden("hostfile")
 	return cmd
 }
 

@@ -110,7 +110,7 @@ func rollback(ctx context.Context, pid int, arg, files string, extra []int) (_ *
 		return nil, errors.Join(err, img.Close())
 	}
 	if err := pod.Adopt(ctx, img, nil); err != nil {
-		return nil, errors.Join(fmt.Errorf("is process %d the one that the image was made of? %w", pid, err), img.Close())
+		return nil, errors.Join(fmt.Errorf("process %d: %w (only the processes that the image was made of go back in place, and none of them may have ended; lam proc restart rebuilds them)", pid, err), img.Close())
 	}
 	ctx, cancel := context.WithTimeout(ctx, opLimit)
 	defer cancel()

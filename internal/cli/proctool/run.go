@@ -91,6 +91,10 @@ func notFound(name string, err error) error {
 	case errors.Is(err, fs.ErrPermission), errors.Is(err, unix.ENOEXEC):
 		code = job.ExitPermission
 	}
+	var look *exec.Error // names the program itself
+	if errors.As(err, &look) {
+		err = look.Err
+	}
 	return &exitError{code, fmt.Errorf("%s: %w", name, err)}
 }
 
