@@ -118,7 +118,9 @@ func (t *fileTable) look(o *openFile, externals []External, set *stream.Set, obs
 	}
 	var pair *kernel.UnixInfo
 	if why == unsupportedSocket {
-		id, pair, why = t.identifyOther(o, id)
+		if id, pair, why, err = t.identifyOther(o, id); err != nil {
+			return err
+		}
 	}
 	if why != "" {
 		obs.add(o.p, "descriptor %d (%s): %s", o.num, o.link, why)

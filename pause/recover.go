@@ -92,7 +92,9 @@ func (p *Pod) files(ctx context.Context, snap *snapshot, jobs []*undo, lost *los
 		return nil, err
 	}
 	plan.locks(ctx, jobs, lost)
-	each(jobs, lost, func(j *undo) error { return j.epolls(ctx, plan) })
+	for _, j := range jobs { // one by one: processes may share an epoll set
+		each([]*undo{j}, lost, func(j *undo) error { return j.epolls(ctx, plan) })
+	}
 	return plan.notes, nil
 }
 

@@ -18,37 +18,39 @@ import (
 const unsupportedSocket = "this kind of socket is not supported"
 
 // identifyOther admits unix and UDP sockets.
-func (t *fileTable) identifyOther(o *openFile, id identity) (identity, *kernel.UnixInfo, string) {
+func (t *fileTable) identifyOther(o *openFile, id identity) (_ identity, _ *kernel.UnixInfo, why string, err error) {
 	fd, err := t.dup(o)
 	if err != nil {
-		return id, nil, unsupportedSocket
+		return id, nil, "", err
 	}
 	defer func() { _ = unix.Close(fd) }() // a duplicate
 	domain, err := t.sys.SockInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
 	if err != nil {
-		return id, nil, unsupportedSocket
+		return id, nil, "", err
 	}
-	if protocol, err := t.sys.SockInt(fd, unix.SOL_SOCKET, unix.SO_PROTOCOL); err == nil && protocol == unix.IPPROTO_UDP &&
-		(domain == unix.AF_INET || domain == unix.AF_INET6) {
+	protocol, err := t.sys.SockInt(fd, unix.SOL_SOCKET, unix.SO_PROTOCOL)
+	switch {
+	case err != nil:
+		return id, nil, "", err
+	case protocol == unix.IPPROTO_UDP && (domain == unix.AF_INET || domain == unix.AF_INET6):
 		id.kind = image.FDUDP
 		id.name, err = message.UDPName(t.sys, fd)
-		if err != nil {
-			return id, nil, unsupportedSocket
-		}
-		return id, nil, ""
-	}
-	if domain != unix.AF_UNIX {
-		return id, nil, unsupportedSocket
+		return id, nil, "", err
+	case domain != unix.AF_UNIX:
+		return id, nil, unsupportedSocket, nil
 	}
 	info, err := t.sys.UnixSocket(o.stat.Ino)
+	if errors.Is(err, unix.ENOENT) {
+		return id, nil, "unix socket that the kernel does not describe", nil
+	}
 	if err != nil {
-		return id, nil, "unix socket that the kernel does not describe: " + err.Error()
+		return id, nil, "", err
 	}
 	id.kind = image.FDUnix
 	if info.Peered && !info.Named {
 		id.kind = image.FDUnixPair
 	}
-	return id, &info, ""
+	return id, &info, "", nil
 }
 
 // captureSockets describes the unix sockets and what is in them. It comes

@@ -25,6 +25,7 @@ type filePlan struct {
 	descs []planned        // of snap.descs
 	unix  *message.Unix
 	udp   *message.UDP
+	torn  bool     // sockets could not be made
 	notes []string // what is not as it was
 }
 
@@ -169,13 +170,7 @@ func (pl *filePlan) open(lost *losses) {
 			lost.add(d.holder.c.rank, d.named(err))
 		}
 	}
-	if err := pl.openSockets(); err != nil {
-		for i := range pl.descs {
-			if d := &pl.descs[i]; isMessage(d.want.Kind) && d.holder.c != nil {
-				lost.add(d.holder.c.rank, err)
-			}
-		}
-	}
+	pl.loseSockets(lost, pl.openSockets())
 }
 
 // named adds the descriptor to an error.
@@ -316,7 +311,8 @@ func (pl *filePlan) reset(ctx context.Context, lost *losses) error {
 			lost.add(d.holder.c.rank, d.named(err))
 		}
 	}
-	return pl.fillSockets()
+	pl.loseSockets(lost, pl.fillSockets())
+	return nil
 }
 
 func (pl *filePlan) resetOne(d *planned) error {

@@ -146,8 +146,25 @@ func (pl *filePlan) closeSockets() error {
 	return pl.unix.Close()
 }
 
+// loseSockets makes every rank with a unix or UDP socket a lost one when err is
+// not nil: it is not known whose messages are missing.
+func (pl *filePlan) loseSockets(lost *losses, err error) {
+	if err == nil {
+		return
+	}
+	pl.torn = true
+	for i := range pl.descs {
+		if d := &pl.descs[i]; isMessage(d.want.Kind) && d.holder.c != nil && !lost.has(d.holder.c.rank) {
+			lost.add(d.holder.c.rank, err)
+		}
+	}
+}
+
 // fillSockets sends what was on its way.
 func (pl *filePlan) fillSockets() error {
+	if pl.torn {
+		return nil
+	}
 	err := pl.unix.Fill(func(desc int) (int, error) {
 		if desc < 1 || desc > len(pl.descs) || pl.descs[desc-1].fd < 0 {
 			return -1, fmt.Errorf("%w: no description %d", image.ErrCorrupt, desc)

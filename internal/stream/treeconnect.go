@@ -261,10 +261,11 @@ func (c *connector) accept(ctx context.Context, client *socket, listener int) (i
 			return -1, err
 		}
 		if ok {
-			if client.cameFrom(fd, want) {
+			ours, err := client.cameFrom(fd, want)
+			if err == nil && ours {
 				return fd, nil
 			}
-			if err := client.sys.Close(fd); err != nil {
+			if err = errors.Join(err, client.sys.Close(fd)); err != nil {
 				return -1, err
 			}
 			continue
@@ -278,13 +279,17 @@ func (c *connector) accept(ctx context.Context, client *socket, listener int) (i
 	}
 }
 
-func (k *socket) cameFrom(fd int, want netip.AddrPort) bool {
+// cameFrom reports whether an accepted connection is that of want.
+func (k *socket) cameFrom(fd int, want netip.AddrPort) (bool, error) {
 	sa, err := k.sys.PeerName(fd)
+	if errors.Is(err, unix.ENOTCONN) { // reset already
+		return false, nil
+	}
 	if err != nil {
-		return false
+		return false, err
 	}
 	have, err := addrPort(sa)
-	return err == nil && have == want
+	return have == want, err
 }
 
 // Connections start with small buffers, which grow with their use.
