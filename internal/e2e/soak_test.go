@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -20,6 +21,7 @@ type soakCase struct {
 	nodes, spares int
 	ranks, ppn    int
 	spareToo      bool // spares lose their power as well
+	kills         bool // single processes are killed instead: daemons, supervisors, pod-inits, ranks
 	prog          []string
 	lines         bool // the lines of several ranks mix: their order says nothing
 }
@@ -34,6 +36,8 @@ func soakCases() []soakCase {
 			prog: []string{"pairs", "-n", "300", "-k", "10", "-m", "300000", "-u", "20000"}},
 		{name: "spares", nodes: 2, spares: 2, ranks: 2, ppn: 1, spareToo: true,
 			prog: []string{"pairs", "-n", "400", "-k", "10", "-m", "300000", "-u", "20000"}},
+		{name: "kills", nodes: 2, spares: 1, ranks: 4, ppn: 2, kills: true,
+			prog: []string{"pairs", "-n", "100", "-k", "10", "-m", "100000", "-u", "80000"}},
 		{name: "chatty", nodes: 2, spares: 1, ranks: 4, ppn: 2, lines: true,
 			prog: []string{"lines", "4000", "2000", "100"}},
 	}
@@ -76,7 +80,11 @@ func soak(t *testing.T, u user, sc soakCase, losses int) {
 	flags = append(flags, "--ckpt-interval", "1s", "--output", "committed")
 	for id, done := job.ID(2), 0; done < losses; id++ {
 		r := c.start(6*time.Minute, mpirunArgs(flags, sc.prog)...)
-		done += c.loseAtRandom(rng, sc, id, min(3, losses-done))
+		if n := min(3, losses-done); sc.kills {
+			done += c.killAtRandom(rng, id, n)
+		} else {
+			done += c.loseAtRandom(rng, sc, id, n)
+		}
 		if code, out := r.wait(); code != 0 || order(out) != want {
 			t.Fatalf("job %d after %d losses: exit code %d, %s\nstderr\n%s", id, done, code, difference(order(out), want), r.err.String())
 		}
@@ -130,4 +138,54 @@ func (c *cluster) loseAtRandom(rng *rand.Rand, sc soakCase, id job.ID, n int) in
 		})
 	}
 	return n
+}
+
+// killAtRandom kills single processes of a job and its cluster at random
+// moments, n times or until the job has ended, and returns how many. Sometimes a
+// daemon dies together with what it looks after.
+func (c *cluster) killAtRandom(rng *rand.Rand, id job.ID, n int) int {
+	c.t.Helper()
+	c.awaitEpoch(id, 0)
+	for i := range n {
+		time.Sleep(time.Duration(rng.IntN(2500)) * time.Millisecond)
+		before := c.job(id)
+		if before.State.Final() {
+			return i
+		}
+		kinds := [][]string{{"run"}, {"pod"}, {"podinit"}, {"-n"}, {"run", "pod"}, {"run", "-n"}, {"run", "run"}}
+		which := kinds[rng.IntN(len(kinds))]
+		costs := false
+		for _, kind := range which {
+			costs = c.killSome(rng, kind) && kind != "run" || costs
+		}
+		c.t.Logf("killed %v", which)
+		c.await(time.Minute, fmt.Sprintf("the job after the death of %v", which), func() bool {
+			d := c.job(id)
+			return d.State.Final() || d.State == job.Running && (!costs || d.Recoveries > before.Recoveries)
+		})
+	}
+	return n
+}
+
+// killSome kills a random process of the cluster whose first argument is kind;
+// false when there is none.
+func (c *cluster) killSome(rng *rand.Rand, kind string) bool {
+	c.t.Helper()
+	var pids []int
+	for _, p := range leftovers(c.dir) {
+		f := strings.Fields(p)
+		// mpirun runs the program, too, but not as its first argument.
+		if len(f) > 2 && f[2] == kind && (kind != "-n" || strings.HasSuffix(f[1], "/pairs") || f[1] == "pairs") {
+			pid, err := strconv.Atoi(f[0])
+			if err != nil {
+				c.t.Fatal(err)
+			}
+			pids = append(pids, pid)
+		}
+	}
+	if len(pids) == 0 {
+		return false
+	}
+	err := syscall.Kill(pids[rng.IntN(len(pids))], syscall.SIGKILL)
+	return err == nil // it may have ended meanwhile
 }
