@@ -90,6 +90,9 @@ func (l *wleader) poll() {
 		if w.reach(l.node, n.id) == nil {
 			continue
 		}
+		if n.pod == nil && len(w.st.PodsOn(n.id, n.boot)) == 0 {
+			continue // it has no leases to ask for
+		}
 		call := RollCall{Node: scheduler.NodeRef{Node: n.id, Boot: n.boot}}
 		if p := n.pod; p != nil {
 			l.readEvents(p)

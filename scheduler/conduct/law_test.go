@@ -13,10 +13,11 @@ type law struct {
 	rounds    map[job.Epoch]turn                           // in which an epoch number was frozen
 	ops       map[turn]map[podapi.Op]map[job.PodIndex]bool // done so far
 	committed map[job.Epoch]bool                           // ever
+	live      map[*scope]bool                              // scratch of audit
 }
 
 func newLaw() law {
-	return law{rounds: map[job.Epoch]turn{}, ops: map[turn]map[podapi.Op]map[job.PodIndex]bool{}, committed: map[job.Epoch]bool{}}
+	return law{rounds: map[job.Epoch]turn{}, ops: map[turn]map[podapi.Op]map[job.PodIndex]bool{}, committed: map[job.Epoch]bool{}, live: map[*scope]bool{}}
 }
 
 // did notes that a pod has done an op.
@@ -158,7 +159,8 @@ func (w *world) releasePod(p *wpod, q podapi.PhaseRequest) {
 
 // audit looks into a leader: whoever waits must wait for something that ends.
 func (w *world) audit(l *Leader) {
-	live := map[*scope]bool{}
+	live := w.law.live
+	clear(live)
 	for _, c := range l.calls {
 		if !c.scope.over {
 			live[c.scope] = true

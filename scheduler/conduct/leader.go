@@ -1,6 +1,7 @@
 package conduct
 
 import (
+	"maps"
 	"slices"
 	"time"
 
@@ -18,7 +19,8 @@ type Leader struct {
 	st      *scheduler.State
 	guard   *guard
 	jobs    map[job.ID]*conductor
-	calls   []*call // ascending Ref
+	ids     []job.ID // of jobs, ascending
+	calls   []*call  // ascending Ref
 	lastRef Ref
 	attempt uint64        // numbers checkpoint rounds and recoveries of this term
 	decided time.Duration // when the newest DeclareDead or Recover was proposed
@@ -65,7 +67,7 @@ func (l *Leader) Step(now time.Duration, ev Event) []Action {
 			c.podGone(ev)
 		}
 	case RollCall:
-		for _, id := range l.jobIDs() {
+		for _, id := range l.ids {
 			l.jobs[id].rollCall(ev)
 		}
 	case Verb:
@@ -83,7 +85,7 @@ func (l *Leader) Step(now time.Duration, ev Event) []Action {
 func (l *Leader) tick() {
 	l.tickCalls()
 	l.guard.tick()
-	for _, id := range l.jobIDs() {
+	for _, id := range l.ids {
 		if c := l.jobs[id]; c != nil {
 			c.tick()
 		}
@@ -129,26 +131,28 @@ func (l *Leader) committed(st *scheduler.State) {
 				continue
 			}
 			c = newConductor(l, id, first)
-			l.jobs[id] = c
+			l.lead(id, c)
 		}
 		c.committed(j)
 	}
-	for _, id := range l.jobIDs() {
+	for _, id := range l.ids {
 		if j := st.Jobs[id]; j == nil || j.Retired {
 			l.jobs[id].dismiss()
-			delete(l.jobs, id)
+			l.lead(id, nil)
 		}
 	}
 	l.dropGone()
 }
 
-func (l *Leader) jobIDs() []job.ID {
-	ids := make([]job.ID, 0, len(l.jobs))
-	for id := range l.jobs {
-		ids = append(ids, id)
+// lead takes a conductor in, or, when it is nil, forgets the one that there is.
+// The list of ids is made anew: somebody may be walking over the old one.
+func (l *Leader) lead(id job.ID, c *conductor) {
+	if c != nil {
+		l.jobs[id] = c
+	} else {
+		delete(l.jobs, id)
 	}
-	slices.Sort(ids)
-	return ids
+	l.ids = slices.Sorted(maps.Keys(l.jobs))
 }
 
 func (l *Leader) emit(a Action) { l.out = append(l.out, a) }

@@ -128,12 +128,12 @@ func (w *world) verdict() error {
 // Flags of the simulation: go test ./scheduler/conduct -run TestSimulation -seeds 100000;
 // -from 4711 -seeds 1 -v replays one seed with its transcript.
 var (
-	seedsFlag = flag.Uint64("seeds", 2000, "number of seeds to simulate") //nolint:gochecknoglobals // a test flag
+	seedsFlag = flag.Uint64("seeds", 3000, "number of seeds to simulate") //nolint:gochecknoglobals // a test flag
 	fromFlag  = flag.Uint64("from", 0, "first seed")                      //nolint:gochecknoglobals // a test flag
 )
 
 func TestSimulation(t *testing.T) {
-	defer debug.SetGCPercent(debug.SetGCPercent(400))
+	defer debug.SetGCPercent(debug.SetGCPercent(1000))
 	seeds := *seedsFlag
 	if testing.Short() {
 		seeds = min(seeds, 200)
