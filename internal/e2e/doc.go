@@ -3,5 +3,7 @@
 // holds tests only. Every test runs as the user who runs the tests and, when
 // that is root, once more as an ordinary user.
 //
-// LAM_TEST_LONG=1 adds the soak (LAM_SOAK_LOSSES node losses, default 200).
+// LAM_TEST_LONG=1 adds the soak (LAM_SOAK_LOSSES losses over all its shapes,
+// default 200; LAM_SOAK_SEED repeats the choices of an earlier run, as far as
+// the moments allow) and the demonstration.
 package e2e

@@ -240,7 +240,7 @@ func (s *stdin) restore(st stdinState) error {
 			return fmt.Errorf("stdin: %w", err)
 		}
 		s.base, s.received, s.eof = st.Consumed, end, st.EOF
-		s.newest, s.older = st.mark(), nil
+		s.newest, s.older = st.mark(), &stdinMark{} // what the epoch before had is not known here
 	}
 	s.written = st.Consumed
 	if s.shut {
