@@ -35,6 +35,7 @@ type Manifest struct {
 	Processes    []Process              `json:"processes"` // parents before their children
 	Descriptions []Description          `json:"descriptions"`
 	Objects      []Object               `json:"objects"`
+	SysV         *SysV                  `json:"sysv,omitempty"`
 	Stdio        []StdioCount           `json:"stdio"`
 	PMI          []byte                 `json:"pmi,omitempty"` // opaque state of the PMI server
 	Host         Host                   `json:"host"`
@@ -162,6 +163,13 @@ func (m *Manifest) Validate() error {
 	for i := range m.Descriptions {
 		if err := m.validateDescription(&m.Descriptions[i]); err != nil {
 			return fmt.Errorf("description %d: %w", i+1, err)
+		}
+	}
+	if m.SysV != nil {
+		for _, s := range m.SysV.Segments {
+			if s.Object < 1 || s.Object > len(m.Objects) {
+				return fmt.Errorf("%w: segment %d: no object %d", ErrCorrupt, s.ID, s.Object)
+			}
 		}
 	}
 	for i := range m.Objects {

@@ -217,6 +217,9 @@ func (b *builder) mapOne(p *process, batch *proc.Batch, m *image.Mapping, object
 	switch {
 	case m.Kind == image.MapVDSO || m.Kind == image.MapVVAR || m.Kind == image.MapVsyscall:
 		return nil
+	case b.segment(m) != nil:
+		mapSegment(batch, m, b.segment(m))
+		return nil
 	case m.Object != 0:
 		fd = objects[m.Object]
 	case m.File != nil:

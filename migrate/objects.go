@@ -26,6 +26,9 @@ func (b *builder) buildObjects(ctx context.Context) error {
 			}
 			continue
 		}
+		if o.Kind == image.ObjectSysV {
+			continue // made by the seed
+		}
 		f, err := b.makeObject(o)
 		if err == nil {
 			b.objects[i] = f
@@ -180,7 +183,7 @@ func (b *builder) receiveObjects(ctx context.Context, p *process, s Seed, batch 
 	var ids []int
 	var fds []int
 	for _, m := range p.img.Maps {
-		if _, ok := out[m.Object]; m.Object == 0 || ok {
+		if _, ok := out[m.Object]; m.Object == 0 || ok || b.segment(&m) != nil {
 			continue
 		}
 		out[m.Object] = 0

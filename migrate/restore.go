@@ -112,6 +112,7 @@ type builder struct {
 	out  *Restored
 	root string // the pod's file tree, seen from here
 
+	sysv    proc.SysV        // what was made of Manifest.SysV
 	objects []*os.File       // by index of Manifest.Objects
 	descs   map[int]*os.File // by description id; nil for those of Sources
 	fds     map[int]int      // by description id: our descriptor
@@ -165,17 +166,28 @@ func (b *builder) run(ctx context.Context) (err error) {
 			err = errors.Join(err, b.out.Kill())
 		}
 	}()
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, b.undoSysV(ctx))
+		}
+	}()
+	if err := b.buildSysV(ctx); err != nil {
+		return err
+	}
 	groups := b.groups()
-	g, ctx := errgroup.WithContext(ctx)
+	g, gctx := errgroup.WithContext(ctx)
 	for i, members := range groups {
 		if len(members) == 0 {
 			continue
 		}
 		t := proc.NewTracer(b.cfg.Sys)
 		b.out.tracers = append(b.out.tracers, t)
-		g.Go(func() error { return b.buildGroup(ctx, t, b.cfg.Seeds[i], members) })
+		g.Go(func() error { return b.buildGroup(gctx, t, b.cfg.Seeds[i], members) })
 	}
-	return g.Wait()
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	return b.finishSysV(ctx)
 }
 
 // check is everything that can be known before anything is started.

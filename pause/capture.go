@@ -71,6 +71,9 @@ func captureMaps(p *process, c *captured, obs *obstacles) (private []kernel.Rang
 			obs.add(p, "mapping %x-%x %s: %s", m.Start, m.End, m.Path, why)
 			continue
 		}
+		if isSegment(m.Path) && !privateIPC(p.pid) {
+			obs.add(p, "mapping %x-%x %s: System V shared memory outside of an IPC namespace of its own is not supported", m.Start, m.End, m.Path)
+		}
 		c.image.Maps = append(c.image.Maps, v)
 		if isPrivate(&v) {
 			private = append(private, m.Range)
@@ -177,9 +180,7 @@ func describeMap(m *proc.Map) (v image.Mapping, why string) {
 // describeShared tells shared mappings apart. Objects get their number later.
 func describeShared(m *proc.Map, v image.Mapping, file *image.MappedFile) (image.Mapping, string) {
 	switch {
-	case strings.HasPrefix(m.Path, "/SYSV"):
-		return v, "System V shared memory is not supported"
-	case strings.HasPrefix(m.Path, "[anon_shmem:") || m.Gone:
+	case strings.HasPrefix(m.Path, "[anon_shmem:") || m.Gone || isSegment(m.Path):
 		v.Kind, v.File = image.MapObject, file
 	default:
 		v.Kind, v.File = image.MapSharedFile, file

@@ -30,6 +30,7 @@ type fileKey struct{ dev, ino uint64 }
 type objectAccess struct {
 	fd   int // -1: by the mappings
 	segs []segment
+	undo func() // nil, or what gives the access back
 }
 
 // segment is a part of an object that a process has mapped.
@@ -44,6 +45,9 @@ type segment struct {
 func (a *objectAccess) close() {
 	if a.fd >= 0 {
 		_ = unix.Close(a.fd) // nothing is buffered
+	}
+	if a.undo != nil {
+		a.undo()
 	}
 }
 
@@ -105,6 +109,9 @@ func (p *Pod) captureObjects(ctx context.Context, snap *snapshot, t *fileTable, 
 			v.Kind, v.Object = image.MapObject, add(fileKey{v.File.Dev, v.File.Ino}, obj)
 		}
 	}
+	if err := p.captureSysV(ctx, snap, add); err != nil {
+		return err
+	}
 	for i, o := range snap.objects {
 		if o.Kind == image.ObjectAbsent {
 			o.pages = newMemory(nil, nil)
@@ -128,6 +135,8 @@ func mapObjectKind(v *image.Mapping, shm bool) image.ObjectKind {
 		return image.ObjectShm
 	case strings.HasPrefix(v.File.Path, "/memfd:"):
 		return image.ObjectMemfd
+	case isSegment(v.File.Path):
+		return image.ObjectSysV
 	case v.File.Path == "/dev/zero" || strings.HasPrefix(v.File.Path, "["):
 		return image.ObjectAnon
 	}
@@ -182,6 +191,9 @@ func openObject(g *group, snap *snapshot, t *fileTable, id int) (*objectAccess, 
 				})
 			}
 		}
+	}
+	if len(a.segs) == 0 && o.Kind == image.ObjectSysV {
+		return attachObject(g, o)
 	}
 	if len(a.segs) == 0 {
 		return nil, errors.New("nobody has it open or mapped")

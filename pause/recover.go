@@ -59,6 +59,9 @@ func (p *Pod) rollback(ctx context.Context, a args, r *Report) error {
 		return errors.Join(err, waitAll(jobs))
 	}
 	r.TimesMS["descriptors"] = ms(time.Since(begin))
+	if err := p.undoSysV(ctx, snap); err != nil {
+		return errors.Join(err, waitAll(jobs))
+	}
 	moved, err := p.undoObjects(ctx, snap)
 	r.Notes = append(r.Notes, moved...)
 	if err != nil {

@@ -34,14 +34,16 @@ func clockNS(id int32) int64 {
 
 // snapshot is the state of all processes of a pod at an epoch.
 type snapshot struct {
-	epoch   job.Epoch
-	procs   []*captured
-	descs   []image.Description
-	objects []*object
-	record  *stream.Record // nil without TCP
-	clock   image.Clock
-	whole   bool // everything was captured
-	reader  *image.Reader
+	epoch    job.Epoch
+	procs    []*captured
+	descs    []image.Description
+	objects  []*object
+	record   *stream.Record // nil without TCP
+	clock    image.Clock
+	sysv     *proc.SysV  // nil: not ours to look at
+	segments map[int]int // objects by id of segment
+	whole    bool        // everything was captured
+	reader   *image.Reader
 
 	later   *background // copying after the stall; nil for none
 	copies  *errgroup.Group
@@ -216,6 +218,7 @@ func (s *snapshot) manifest(cfg Config, x Extra, files *identities) (*image.Mani
 	for _, o := range s.objects {
 		m.Objects = append(m.Objects, o.Object)
 	}
+	m.SysV = s.imageSysV()
 	for _, c := range s.procs {
 		im := c.image
 		if im.Exe, im.Maps, err = files.identifyFiles(c); err != nil {
@@ -260,6 +263,7 @@ func adopted(g *group, r *image.Reader, rec *stream.Record) (*snapshot, error) {
 	if err := s.adoptObjects(); err != nil {
 		return nil, err
 	}
+	s.adoptSysV(m.SysV)
 	s.adoptStreams()
 	return s, nil
 }

@@ -132,7 +132,7 @@ func sameMapping(s *image.Mapping, l *proc.Map) bool {
 	if why != "" || s.Shared != l.Shared {
 		return false
 	}
-	if s.File == nil || l.Ino == 0 {
+	if s.File == nil || l.Ino == 0 && !isSegment(l.Path) { // the first segment has number 0
 		return s.File == nil && l.Ino == 0
 	}
 	return now.File != nil && s.File.Ino == now.File.Ino && s.File.Path == now.File.Path &&

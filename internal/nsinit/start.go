@@ -66,7 +66,7 @@ func Start(ctx context.Context, argv, env []string) (*Namespace, error) {
 // kernel kills init when its parent thread ends, so none is named here: the
 // socket tells init.
 func attributes() *syscall.SysProcAttr {
-	a := &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNS, Setpgid: true}
+	a := &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWIPC, Setpgid: true}
 	uid, gid := os.Geteuid(), os.Getegid()
 	if uid == 0 {
 		return a
@@ -98,11 +98,12 @@ func (n *Namespace) read() {
 // Spec is a program to start. Its descriptors are those that go with it,
 // numbered from 0; it has no others.
 type Spec struct {
-	PID  int // wanted inside, 0 = any
-	Path string
-	Argv []string
-	Env  []string
-	Dir  string
+	PID     int // wanted inside, 0 = any
+	Path    string
+	Argv    []string
+	Env     []string
+	Dir     string
+	Stopped bool // before its first instruction, as by SIGSTOP
 }
 
 // Program is a process that Spawn started.
@@ -117,7 +118,7 @@ type Program struct {
 //
 // Expected errors: an errno of execve (ENOENT, EACCES, ...), wrapped.
 func (n *Namespace) Spawn(ctx context.Context, s Spec, files ...*os.File) (*Program, error) {
-	p, err := n.client.Start(ctx, pid1.Spec{PID: s.PID, Path: s.Path, Argv: s.Argv, Env: s.Env, Dir: s.Dir, Umask: -1}, files...)
+	p, err := n.client.Start(ctx, pid1.Spec{PID: s.PID, Path: s.Path, Argv: s.Argv, Env: s.Env, Dir: s.Dir, Umask: -1, Stopped: s.Stopped}, files...)
 	if err != nil {
 		return nil, fmt.Errorf("nsinit: spawn %s: %w", s.Path, err)
 	}

@@ -22,6 +22,9 @@ type Spec struct {
 	Env    []string `json:"env"`
 	Dir    string   `json:"dir"`
 	Umask  int      `json:"umask"` // -1: init's own
+	// Stopped leaves the program stopped, as by SIGSTOP, before its first
+	// instruction.
+	Stopped bool `json:"stopped,omitempty"`
 }
 
 // tries is how many numbers are tried, or how often the same one is.
@@ -107,6 +110,11 @@ func startOnce(s Spec, fds []int) (pid, pidfd int, err error) {
 		return 0, -1, errors.Join(fmt.Errorf("start: process %d ended at once, status %#x", pid, uint32(ws)), unix.Close(pidfd))
 	case s.PID != 0 && pid != s.PID:
 		return pid, pidfd, nil
+	}
+	if s.Stopped { // pending until it is let go: it executes nothing
+		if err := unix.Kill(pid, unix.SIGSTOP); err != nil {
+			return 0, -1, errors.Join(fmt.Errorf("start: stop %d: %w", pid, err), discard(pid, pidfd))
+		}
 	}
 	if err := unix.PtraceDetach(pid); err != nil {
 		return 0, -1, errors.Join(fmt.Errorf("start: detach from %d: %w", pid, err), discard(pid, pidfd))

@@ -209,6 +209,7 @@ func fixtures() []fixture {
 		{name: "locks"},
 		{name: "savefiles", files: "save"},
 		{name: "sessions"},
+		{name: "sysv"},
 	}
 }
 

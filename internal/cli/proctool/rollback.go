@@ -119,6 +119,11 @@ func rollback(ctx context.Context, pid int, arg, files string, extra []int) (_ *
 		return nil, err
 	}
 	r, err := pod.Rollback(ctx, m.Epoch, uint64(time.Now().UnixNano())) //nolint:gosec // any number that was not used
+	var refusal *pause.Refusal
+	if errors.As(err, &refusal) { // nothing was touched
+		_, releaseErr := pod.Release(context.WithoutCancel(ctx))
+		return nil, errors.Join(explain(err), releaseErr)
+	}
 	if err == nil {
 		_, err = pod.Release(ctx)
 	}

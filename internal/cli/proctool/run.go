@@ -63,15 +63,15 @@ func run(ctx context.Context, argv []string, pidFile string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, n.Close()) }()
-	p, err := n.Spawn(ctx, nsinit.Spec{PID: firstPID, Path: path, Argv: argv, Env: os.Environ(), Dir: dir}, os.Stdin, os.Stdout, os.Stderr)
+	p, err := n.Spawn(ctx, nsinit.Spec{PID: firstPID, Path: path, Argv: argv, Env: os.Environ(), Dir: dir, Stopped: true}, os.Stdin, os.Stdout, os.Stderr)
 	if err != nil {
 		return notFound(argv[0], err)
 	}
 	defer p.Pidfd.Close() //nolint:errcheck // a pidfd
-	if err := writePID(pidFile, p.PID); err != nil {
+	defer foreground(p.PID)() // before the program may read from the terminal
+	if err := errors.Join(signalAll([]int{p.PID}, unix.SIGCONT), writePID(pidFile, p.PID)); err != nil {
 		return err
 	}
-	defer foreground(p.PID)()
 	return attend(ctx, n, p.Inner, p.PID, signals)
 }
 
