@@ -98,7 +98,7 @@ func (n *Namespace) read() {
 // Spec is a program to start. Its descriptors are those that go with it,
 // numbered from 0; it has no others.
 type Spec struct {
-	PID     int // wanted inside, 0 = any
+	PID     int // wanted inside, 0 = any; the next free one when a thread has it
 	Path    string
 	Argv    []string
 	Env     []string
@@ -118,7 +118,7 @@ type Program struct {
 //
 // Expected errors: an errno of execve (ENOENT, EACCES, ...), wrapped.
 func (n *Namespace) Spawn(ctx context.Context, s Spec, files ...*os.File) (*Program, error) {
-	p, err := n.client.Start(ctx, pid1.Spec{PID: s.PID, Path: s.Path, Argv: s.Argv, Env: s.Env, Dir: s.Dir, Umask: -1, Stopped: s.Stopped}, files...)
+	p, err := n.client.Start(ctx, pid1.Spec{PID: s.PID, Nearby: true, Path: s.Path, Argv: s.Argv, Env: s.Env, Dir: s.Dir, Umask: -1, Stopped: s.Stopped}, files...)
 	if err != nil {
 		return nil, fmt.Errorf("nsinit: spawn %s: %w", s.Path, err)
 	}

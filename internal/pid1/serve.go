@@ -8,6 +8,7 @@ import (
 	"os/signal"
 	"runtime"
 	"strconv"
+	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -27,6 +28,7 @@ func Serve(ctx context.Context, sock int, complete func() error) error {
 	if os.Getpid() != 1 {
 		return errors.New("not pid 1 of a pid namespace")
 	}
+	warmUp()
 	if err := complete(); err != nil {
 		return errors.Join(err, send(sock, failure(err)))
 	}
@@ -61,6 +63,28 @@ func Serve(ctx context.Context, sock int, complete func() error) error {
 			return err
 		}
 	}
+}
+
+// spareThreads is how many threads init makes before it starts anything.
+const spareThreads = 8
+
+// warmUp makes threads and leaves them idle, so that the Go runtime needs no
+// new one later: one that it made between the choice of a process number and
+// the fork would take that number, and keep it.
+func warmUp() {
+	var all, made sync.WaitGroup
+	all.Add(1)
+	for range spareThreads {
+		made.Add(1)
+		go func() {
+			runtime.LockOSThread()
+			made.Done()
+			all.Wait()
+			runtime.UnlockOSThread()
+		}()
+	}
+	made.Wait()
+	all.Done()
 }
 
 // ask is a request with its descriptors, or the end of the socket.
