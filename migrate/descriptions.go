@@ -44,8 +44,8 @@ func (b *builder) buildDescriptions(ctx context.Context) error {
 		}
 	}
 	for id := 1; id <= len(b.m.Descriptions); id++ {
-		if !used[id] || b.fds[id] != 0 {
-			continue
+		if !used[id] || b.fds[id] != 0 || ofProcess(b.m.Description(id)) {
+			continue // files of processes are opened when there are any
 		}
 		d := b.m.Description(id)
 		if isMessage(d.Kind) {

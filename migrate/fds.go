@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -99,9 +100,14 @@ func (b *builder) descriptors(ctx context.Context, p *process, s Seed) error {
 		return fmt.Errorf("descriptors: %w", err)
 	}
 	ours := make([]int, len(want))
+	if err := b.openProcFiles(ctx, want); err != nil {
+		return err
+	}
+	b.late.Lock()
 	for i, fd := range want {
 		ours[i] = b.fds[fd.Desc]
 	}
+	b.late.Unlock()
 	got, err := handOver(ctx, s, batch, sock, ours)
 	if err != nil {
 		return fmt.Errorf("descriptors: %w", err)
@@ -122,6 +128,30 @@ func (b *builder) descriptors(ctx context.Context, p *process, s Seed) error {
 	batch.Call(unix.SYS_CLOSE, uint64(sock)) //nolint:gosec // a descriptor
 	if err := batch.Run(ctx); err != nil {
 		return fmt.Errorf("descriptors: %w", err)
+	}
+	return nil
+}
+
+// ofProcess reports whether a description is a file of /proc that stands for a
+// process.
+func ofProcess(d *image.Description) bool {
+	rest, ok := strings.CutPrefix(d.Path, "/proc/")
+	return ok && d.Kind == image.FDFile && rest != "" && rest[0] >= '0' && rest[0] <= '9'
+}
+
+// openProcFiles opens those of list that were left out because there was no
+// process yet.
+func (b *builder) openProcFiles(ctx context.Context, list []image.FD) error {
+	b.late.Lock()
+	defer b.late.Unlock()
+	for _, fd := range list {
+		d := b.m.Description(fd.Desc)
+		if _, ok := b.fds[fd.Desc]; ok || !ofProcess(d) {
+			continue
+		}
+		if err := b.buildOne(ctx, fd.Desc, d); err != nil {
+			return fmt.Errorf("descriptor %d: %s: %w", fd.Num, d.Path, err)
+		}
 	}
 	return nil
 }

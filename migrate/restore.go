@@ -116,6 +116,7 @@ type builder struct {
 	objects []*os.File       // by index of Manifest.Objects
 	descs   map[int]*os.File // by description id; nil for those of Sources
 	fds     map[int]int      // by description id: our descriptor
+	late    sync.Mutex       // guards fds and descs once processes are built: files of /proc come last
 
 	mu sync.Mutex // guards out.Times, out.Bytes, out.Notes, out.procs
 }

@@ -57,6 +57,11 @@ func (p *Pod) look(ctx context.Context, obs *obstacles) (_ *round, err error) {
 	if err := checkSessions(procs, obs); err != nil {
 		return nil, err
 	}
+	defer func() {
+		if err == nil {
+			err = r.files.checkProcFiles(procs, obs)
+		}
+	}()
 	r.files, err = scanFiles(p.group.sys, procs, p.group.externals, r.set, obs)
 	return r, err
 }

@@ -3,6 +3,8 @@ package pause
 import (
 	"context"
 	"fmt"
+	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -73,4 +75,34 @@ func setGroup(ctx context.Context, j *undo, group int) error {
 	b := j.p.frozen.Batch(j.p.frozen.Leader())
 	b.Call(unix.SYS_SETPGID, 0, uint64(group))
 	return b.Run(ctx)
+}
+
+// checkProcFiles finds files of /proc that stand for processes outside: there
+// will be none of that number after a restart.
+func (t *fileTable) checkProcFiles(procs []*process, obs *obstacles) error {
+	var inner map[string]bool
+	for _, o := range t.files {
+		rest, ok := strings.CutPrefix(o.link, "/proc/")
+		if !ok || o.stat.Mode&unix.S_IFMT != unix.S_IFREG && o.stat.Mode&unix.S_IFMT != unix.S_IFDIR {
+			continue
+		}
+		pid, _, _ := strings.Cut(rest, "/")
+		if _, err := strconv.Atoi(pid); err != nil {
+			continue
+		}
+		if inner == nil {
+			inner = map[string]bool{}
+			for _, q := range procs {
+				st, err := proc.ReadStatus(q.pid)
+				if err != nil {
+					return err
+				}
+				inner[strconv.Itoa(st.Inner())] = true
+			}
+		}
+		if !inner[pid] {
+			obs.add(o.p, "descriptor %d (%s): a file of a process that is not captured", o.num, o.link)
+		}
+	}
+	return nil
 }

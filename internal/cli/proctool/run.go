@@ -67,7 +67,7 @@ func run(ctx context.Context, argv []string, pidFile string) (err error) {
 	if err != nil {
 		return notFound(argv[0], err)
 	}
-	defer p.Pidfd.Close() //nolint:errcheck // a pidfd
+	defer p.Pidfd.Close()     //nolint:errcheck // a pidfd
 	defer foreground(p.PID)() // before the program may read from the terminal
 	if err := errors.Join(signalAll([]int{p.PID}, unix.SIGCONT), writePID(pidFile, p.PID)); err != nil {
 		return err

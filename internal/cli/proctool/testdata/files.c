@@ -16,7 +16,8 @@ int main(void) {
   int twin = dup(data), high = dup2(data, 200);
   int other = open("data", O_RDONLY | O_CLOEXEC);
   int dir = open("sub", O_RDONLY | O_DIRECTORY), null = open("/dev/null", O_WRONLY);
-  int zero = open("/dev/zero", O_RDONLY);
+  int zero = open("/dev/zero", O_RDONLY), self = open("/proc/self/statm", O_RDONLY), whole = open("/proc/uptime", O_RDONLY);
+  need(self >= 0 && whole >= 0);
   need(log >= 0 && data >= 0 && other >= 0 && dir >= 0 && null >= 0 && zero >= 0);
   umask(027);
   need(prctl(PR_SET_NAME, "fixture-name") == 0);
@@ -48,6 +49,7 @@ int main(void) {
   memset(text, 0, sizeof text);
   need(read(again, text, 1000) == (ssize_t)strlen(want) && !strcmp(text, want));
   need(write(null, "x", 1) == 1 && read(zero, text, 4) == 4 && text[0] == 0);
+  need(pread(self, text, 100, 0) > 10 && pread(whole, text, 100, 0) > 3);
   struct stat st;
   need(fstat(dir, &st) == 0 && S_ISDIR(st.st_mode));
   printf("fine\n");
