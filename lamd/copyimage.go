@@ -210,7 +210,9 @@ func (n *nodeAPI) askDamaged(ctx context.Context, node job.NodeID, r copyRequest
 
 // fetch takes the missing files from one holder.
 func (n *nodeAPI) fetch(ctx context.Context, recv *image.Receiver, from job.NodeID, r copyRequest) error {
-	for _, name := range recv.Missing() {
+	// The manifest comes first; what this node has then is not missing any more.
+	for left := recv.Missing(); len(left) > 0; left = recv.Missing() {
+		name := left[0]
 		path := fmt.Sprintf("/v1/images/%d/%d/%d/%s", r.Job, r.Epoch, r.Pod, name)
 		body, err := n.peers.open(ctx, from, path)
 		if err != nil {
