@@ -209,9 +209,9 @@ func (g *group) forget(p *process) {
 }
 
 // close lets go of a process.
-func (p *process) close() {
-	p.closeTracker()
-	_ = p.tracer.Close() // always nil
+func (q *process) close() {
+	q.closeTracker()
+	_ = q.tracer.Close() // always nil
 }
 
 // thaw lets every frozen process go on, all of them as nearly at once as can be:

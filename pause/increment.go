@@ -63,7 +63,7 @@ func (inc increment) begin(dir *image.JobDir, id image.Identity, o image.Options
 	}
 	r, rerr := dir.Open(inc.base, id.Pod)
 	if rerr != nil {
-		return w, release, nil // gone, or damaged: all is written
+		return w, release, nil //nolint:nilerr // gone, or damaged: all is written
 	}
 	if err := w.Base(r); err != nil {
 		return nil, release, errors.Join(err, r.Close(), w.Abort())

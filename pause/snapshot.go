@@ -47,7 +47,7 @@ type snapshot struct {
 
 	later   *background // copying after the stall; nil for none
 	copies  *errgroup.Group
-	copyCtx context.Context
+	copyCtx context.Context //nolint:containedctx // of copies
 	cancel  context.CancelFunc
 
 	mu      sync.Mutex // guards users and dropped

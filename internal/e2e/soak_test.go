@@ -28,18 +28,30 @@ type soakCase struct {
 
 func soakCases() []soakCase {
 	return []soakCase{
-		{name: "pair", nodes: 2, spares: 1, ranks: 2, ppn: 1,
-			prog: []string{"pairs", "-n", "400", "-k", "10", "-m", "500000", "-u", "20000"}},
-		{name: "double", nodes: 2, spares: 1, ranks: 4, ppn: 2,
-			prog: []string{"pairs", "-n", "100", "-k", "10", "-m", "100000", "-u", "80000"}},
-		{name: "single", nodes: 1, spares: 2, ranks: 2, ppn: 2,
-			prog: []string{"pairs", "-n", "300", "-k", "10", "-m", "300000", "-u", "20000"}},
-		{name: "spares", nodes: 2, spares: 2, ranks: 2, ppn: 1, spareToo: true,
-			prog: []string{"pairs", "-n", "400", "-k", "10", "-m", "300000", "-u", "20000"}},
-		{name: "kills", nodes: 2, spares: 1, ranks: 4, ppn: 2, kills: true,
-			prog: []string{"pairs", "-n", "100", "-k", "10", "-m", "100000", "-u", "80000"}},
-		{name: "chatty", nodes: 2, spares: 1, ranks: 4, ppn: 2, lines: true,
-			prog: []string{"lines", "4000", "2000", "100"}},
+		{
+			name: "pair", nodes: 2, spares: 1, ranks: 2, ppn: 1,
+			prog: []string{"pairs", "-n", "400", "-k", "10", "-m", "500000", "-u", "20000"},
+		},
+		{
+			name: "double", nodes: 2, spares: 1, ranks: 4, ppn: 2,
+			prog: []string{"pairs", "-n", "100", "-k", "10", "-m", "100000", "-u", "80000"},
+		},
+		{
+			name: "single", nodes: 1, spares: 2, ranks: 2, ppn: 2,
+			prog: []string{"pairs", "-n", "300", "-k", "10", "-m", "300000", "-u", "20000"},
+		},
+		{
+			name: "spares", nodes: 2, spares: 2, ranks: 2, ppn: 1, spareToo: true,
+			prog: []string{"pairs", "-n", "400", "-k", "10", "-m", "300000", "-u", "20000"},
+		},
+		{
+			name: "kills", nodes: 2, spares: 1, ranks: 4, ppn: 2, kills: true,
+			prog: []string{"pairs", "-n", "100", "-k", "10", "-m", "100000", "-u", "80000"},
+		},
+		{
+			name: "chatty", nodes: 2, spares: 1, ranks: 4, ppn: 2, lines: true,
+			prog: []string{"lines", "4000", "2000", "100"},
+		},
 	}
 }
 

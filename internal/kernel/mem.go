@@ -2,6 +2,7 @@ package kernel
 
 import (
 	"errors"
+
 	"golang.org/x/sys/unix"
 )
 
