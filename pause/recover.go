@@ -72,8 +72,7 @@ func (p *Pod) rollback(ctx context.Context, a args, r *Report) error {
 	p.groups(ctx, jobs, lost)
 	r.TimesMS["finish"] = ms(time.Since(begin))
 	if p.back != nil {
-		snap.record = p.back.Record()
-		snap.adoptStreams()
+		snap.follow(p.back.Record())
 	}
 	for _, j := range jobs {
 		r.Bytes += j.bytes

@@ -343,6 +343,21 @@ func (s *snapshot) adoptStreams() {
 	}
 }
 
+// follow notes what the connections are after a rollback: now has the same ends
+// as the record, in its order, with their new identities.
+func (s *snapshot) follow(now *stream.Record) {
+	ends := make(map[uint64]*image.TCPEnd, len(now.Ends))
+	for i, e := range s.record.Ends {
+		ends[e.TCP.Cookie] = now.Ends[i].TCP
+	}
+	for i := range s.descs {
+		if t := s.descs[i].TCP; t != nil && ends[t.Cookie] != nil {
+			s.descs[i].TCP = ends[t.Cookie]
+		}
+	}
+	s.record = now
+}
+
 // rankOf returns the rank whose first process is pid, or that of the process'
 // ancestor.
 func rankOf(m *image.Manifest, pid int) job.Rank {

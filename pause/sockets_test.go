@@ -3,6 +3,7 @@ package pause
 import (
 	"bufio"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,6 +18,7 @@ import (
 
 	"github.com/lampause/lampause/image"
 	"github.com/lampause/lampause/internal/kernel"
+	"github.com/lampause/lampause/internal/proc"
 	"github.com/lampause/lampause/internal/stream"
 	"github.com/lampause/lampause/job"
 )
@@ -118,7 +120,15 @@ func wantFine(t *testing.T, p *program, dir string) {
 	if err := os.WriteFile(filepath.Join(dir, "gate"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	_ = p.cmd.Wait()
+	done := make(chan error, 1)
+	go func() { done <- p.cmd.Wait() }()
+	select {
+	case <-done:
+	case <-time.After(20 * time.Second):
+		st, _ := proc.ReadStatus(p.pid())
+		in, _ := os.ReadFile(fmt.Sprintf("/proc/%d/syscall", p.pid()))
+		t.Fatalf("the program does not end: %+v, in %s", st, in)
+	}
 	if b, _ := os.ReadFile(filepath.Join(dir, "out")); !strings.HasSuffix(string(b), "fine\n") {
 		t.Fatalf("the program says %s (%v)", b, p.cmd.ProcessState)
 	}
