@@ -131,7 +131,9 @@ func (c *conductor) judge() {
 	}
 	if c.l.now < c.since+c.l.cfg.CrashMax {
 		for _, p := range c.pods() {
-			if c.l.guard.suspected(c.where(p)) {
+			// A daemon that is just being restarted may yet tell of a rank that
+			// was killed.
+			if c.l.guard.suspected(c.where(p)) || !c.l.guard.heardSince(c.where(p), c.since) {
 				c.hold = c.l.now + c.l.cfg.CrashHold
 				return
 			}
@@ -140,12 +142,15 @@ func (c *conductor) judge() {
 	c.verdict()
 }
 
-// verdict ends the job, or proposes a recovery.
+// verdict ends the job, or proposes a recovery. Where a rank was killed or a pod
+// vanished, the other ends are taken for its echo, whichever was heard of first:
+// the programs of its peers find a connection broken, and abort. The pod itself
+// kills no rank because another one failed.
 func (c *conductor) verdict() {
 	lost := slices.Clone(c.gone)
-	killed := true
+	killed := len(c.gone) > 0
 	for _, r := range c.bad {
-		killed = killed && c.exits[r].Signal == int(syscall.SIGKILL)
+		killed = killed || c.exits[r].Signal == int(syscall.SIGKILL)
 		if p := c.podOf(r); !slices.Contains(lost, p) {
 			lost = append(lost, p)
 		}

@@ -177,8 +177,10 @@ func TestEndsOfRanks(t *testing.T) {
 		"killed, no checkpoint":   {0, nil, []job.Exit{kill}, "end 137", "rank 2 on n2 was ended by signal 9 (killed)"},
 		"killed, policy is abort": {1, func(s *job.Spec) { s.OnFailure = job.OnFailureAbort }, []job.Exit{kill}, "end 137", ""},
 		"crash":                   {1, nil, []job.Exit{crash}, "end 139", "rank 2 on n2 was ended by signal 11 (segmentation fault)"},
-		"crash, then killed":      {1, nil, []job.Exit{crash, {Rank: 3, Signal: sigkill}}, "end 139", "(and 1 more ranks)"},
-		"killed, then crash":      {1, nil, []job.Exit{{Rank: 3, Signal: sigkill}, crash}, "end 137", ""},
+		"crash, then killed":      {1, nil, []job.Exit{crash, {Rank: 3, Signal: sigkill}}, "recover [1] killed", ""}, // the echo came first
+		"crash of two":            {1, nil, []job.Exit{crash, {Rank: 3, Code: 1}}, "end 139", "(and 1 more ranks)"},
+		"killed, then crash":      {1, nil, []job.Exit{{Rank: 3, Signal: sigkill}, crash}, "recover [1] killed", ""},
+		"killed, a peer fails":    {1, nil, []job.Exit{{Rank: 3, Signal: sigkill}, {Rank: 0, Code: 15}}, "recover [0 1] killed", ""},
 		"status":                  {1, nil, []job.Exit{{Rank: 1, Code: 7}}, "end 7", "rank 1 on n1 exited with status 7"},
 		"crash, with a retry":     {1, func(s *job.Spec) { s.CrashRetries = 1 }, []job.Exit{crash}, "recover [1] crash", ""},
 		"retry, no checkpoint":    {0, func(s *job.Spec) { s.CrashRetries = 1 }, []job.Exit{crash}, "end 139", ""},

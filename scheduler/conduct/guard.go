@@ -209,6 +209,13 @@ func (g *guard) renew(ref scheduler.NodeRef) bool {
 // not: a spare that just took over may never have renewed one.
 func (g *guard) started(ref scheduler.NodeRef) { g.grants[ref] = g.l.now }
 
+// heardSince reports whether a node with pods asked for its leases since t; true
+// when nobody asks for leases.
+func (g *guard) heardSince(ref scheduler.NodeRef, t time.Duration) bool {
+	at, ok := g.heard[ref]
+	return !g.leases || !ok || at >= t
+}
+
 // suspected reports whether something speaks against a living node.
 func (g *guard) suspected(ref scheduler.NodeRef) bool { return g.doubts[ref] != nil }
 
