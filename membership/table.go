@@ -195,11 +195,11 @@ func (t *table) gone(now time.Duration, n job.NodeID, b job.Boot, leaving bool) 
 // report takes evidence that the daemon brings.
 func (t *table) report(now time.Duration, e Evidence) {
 	p := t.find(e.Node, e.Boot)
-	if p == nil || e.Node == t.self || p.state == Dead || p.state == Left {
+	if p == nil || e.Node == t.self || p.state == Left {
 		return
 	}
 	if e.Source == SourceOperator {
-		p.operator = true
+		p.operator = true // of a dead one, too: it does not come back in this boot
 	}
 	t.accuse(now, p, e.Source)
 }
