@@ -13,29 +13,52 @@ import (
 	"github.com/lampause/lampause/migrate"
 )
 
-// TestRestoreRate reports at which rate a process with much memory comes back,
-// image in the page cache; it asserts nothing about time. LAM_BENCH_MB sets
-// the size.
-func TestRestoreRate(t *testing.T) {
+// BenchmarkRestore rebuilds a process with much memory, from an image in the
+// page cache: checked once, and once more while it is read. LAM_BENCH_MB sets
+// the size (default 512). "of-memcpy" is the rate in parts of that at which one
+// core copies as much memory to memory that was touched before.
+func BenchmarkRestore(b *testing.B) {
 	mb := os.Getenv("LAM_BENCH_MB")
 	if mb == "" {
-		t.Skip("LAM_BENCH_MB is not set")
+		mb = "512"
 	}
-	out := output(t)
-	dir := captured(t, out, "step 0 ", worker(t), "3", "3", mb)
-	for range 5 {
-		n := namespace(t)
+	out := output(b)
+	dir := captured(b, out, "step 0 ", worker(b), "3", "3", mb)
+	var bytes int64
+	var took time.Duration
+	for b.Loop() {
+		b.StopTimer()
+		n := namespace(b)
+		b.StartTimer()
 		begin := time.Now()
-		r, err := tryRestore(t, n, nil, dir, out)
+		r, err := tryRestore(b, n, nil, dir, out)
 		if err != nil {
-			t.Fatal(err)
+			b.Fatal(err)
 		}
-		took := time.Since(begin)
-		t.Logf("%d MB in %v: %.2f GB/s; %v", r.Bytes>>20, took, float64(r.Bytes)/took.Seconds()/1e9, r.Times)
+		took += time.Since(begin)
+		b.StopTimer()
+		bytes = r.Bytes
 		if err := r.Kill(); err != nil {
-			t.Fatal(err)
+			b.Fatal(err)
+		}
+		b.StartTimer()
+	}
+	b.SetBytes(bytes)
+	b.ReportMetric(float64(bytes)*float64(b.N)/took.Seconds()/1e9, "GB/s")
+	b.ReportMetric(copying(int(bytes)).Seconds()*float64(b.N)/took.Seconds(), "of-memcpy")
+}
+
+// copying measures one copy of size bytes.
+func copying(size int) time.Duration {
+	from, to := make([]byte, size), make([]byte, size)
+	for _, mem := range [][]byte{from, to} {
+		for i := 0; i < size; i += image.PageSize {
+			mem[i] = 1
 		}
 	}
+	begin := time.Now()
+	copy(to, from)
+	return time.Since(begin)
 }
 
 // TestCancelled: a context that ends in the middle leaves nobody.

@@ -22,7 +22,7 @@ import (
 // plain witness of the format for one process without children. Descriptors
 // 0 to 2 are external; of others it knows files, eventfds, epoll sets and
 // pipes within the process.
-func capture(ctx context.Context, t *testing.T, pid int, dir string) {
+func capture(ctx context.Context, t testing.TB, pid int, dir string) {
 	t.Helper()
 	tr := proc.NewTracer(kernel.New(nil))
 	defer tr.Close()

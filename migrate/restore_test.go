@@ -43,7 +43,7 @@ func worker(t testing.TB) string {
 	return progtest.Build(t, filepath.Join("..", "internal", "cli", "proctool", "testdata", "worker.c"), "-DNO_GATE")
 }
 
-func namespace(t *testing.T) *nsinit.Namespace {
+func namespace(t testing.TB) *nsinit.Namespace {
 	t.Helper()
 	exe, err := os.Executable()
 	if err != nil {
@@ -65,7 +65,7 @@ func namespace(t *testing.T) *nsinit.Namespace {
 }
 
 // output collects what a program writes, in a file.
-func output(t *testing.T) *os.File {
+func output(t testing.TB) *os.File {
 	t.Helper()
 	f, err := os.Create(filepath.Join(t.TempDir(), "out"))
 	if err != nil {
@@ -75,7 +75,7 @@ func output(t *testing.T) *os.File {
 	return f
 }
 
-func contents(t *testing.T, f *os.File) string {
+func contents(t testing.TB, f *os.File) string {
 	t.Helper()
 	b, err := os.ReadFile(f.Name())
 	if err != nil {
@@ -94,7 +94,7 @@ func (s stdio) Descriptor(_ context.Context, _ int, d *image.Description) (int, 
 	return int(s.out.Fd()), nil
 }
 
-func newStdio(t *testing.T, out *os.File) stdio {
+func newStdio(t testing.TB, out *os.File) stdio {
 	t.Helper()
 	null, err := os.Open("/dev/null")
 	if err != nil {
@@ -105,7 +105,7 @@ func newStdio(t *testing.T, out *os.File) stdio {
 }
 
 // seedWithEnd starts a seed and returns what ends it.
-func seedWithEnd(t *testing.T, n *nsinit.Namespace) (migrate.Seed, func()) {
+func seedWithEnd(t testing.TB, n *nsinit.Namespace) (migrate.Seed, func()) {
 	t.Helper()
 	prog, err := migrate.SeedFile()
 	if err != nil {
@@ -136,7 +136,7 @@ func restore(t *testing.T, dir string, out *os.File) (*nsinit.Namespace, *migrat
 	return n, r
 }
 
-func tryRestore(t *testing.T, n *nsinit.Namespace, hook kernel.Hook, dir string, out *os.File) (*migrate.Restored, error) {
+func tryRestore(t testing.TB, n *nsinit.Namespace, hook kernel.Hook, dir string, out *os.File) (*migrate.Restored, error) {
 	t.Helper()
 	r, err := image.OpenAt(dir)
 	if err != nil {
@@ -163,7 +163,7 @@ func run(t *testing.T, argv ...string) string {
 	return contents(t, out)
 }
 
-func spawn(t *testing.T, n *nsinit.Namespace, out *os.File, argv ...string) *nsinit.Program {
+func spawn(t testing.TB, n *nsinit.Namespace, out *os.File, argv ...string) *nsinit.Program {
 	t.Helper()
 	s := newStdio(t, out)
 	p, err := n.Spawn(t.Context(), nsinit.Spec{PID: 2000, Path: argv[0], Argv: argv, Env: os.Environ(), Dir: t.TempDir()}, s.null, out, out)
@@ -185,7 +185,7 @@ func wantExit(t *testing.T, n *nsinit.Namespace, inner int) {
 }
 
 // until waits until out has the text.
-func until(t *testing.T, out *os.File, text string) {
+func until(t testing.TB, out *os.File, text string) {
 	t.Helper()
 	for range 5000 {
 		if strings.Contains(contents(t, out), text) {
@@ -228,7 +228,7 @@ func TestRestart(t *testing.T) {
 }
 
 // captured runs the worker until the text comes and returns the image of it.
-func captured(t *testing.T, out *os.File, at string, args ...string) string {
+func captured(t testing.TB, out *os.File, at string, args ...string) string {
 	t.Helper()
 	n := namespace(t)
 	p := spawn(t, n, out, args...)
