@@ -141,7 +141,7 @@ func lastLine(s string) string {
 // The spare dies while it restores: the next one takes over, from the same
 // epoch.
 func TestSpareLostDuringRecovery(t *testing.T) {
-	asUsers(t, func(t *testing.T, u user) {
+	asOneUser(t, func(t *testing.T, u user) {
 		c := boot(t, u, 3, 2)
 		want := c.mpirun(2*time.Minute, mpirunArgs([]string{"-n", "2", "-ppn", "1"}, program(150))...)
 		r := c.start(3*time.Minute, mpirunArgs([]string{"-n", "2", "-ppn", "1", "--replicas", "3", "--ckpt-interval", "500ms"}, program(150))...)
@@ -166,7 +166,7 @@ func TestSpareLostDuringRecovery(t *testing.T) {
 // Two nodes at once, within the promise of three replicas; then, with too few
 // nodes left, a stop that can be restarted.
 func TestTwoLossesAtOnce(t *testing.T) {
-	asUsers(t, func(t *testing.T, u user) {
+	asOneUser(t, func(t *testing.T, u user) {
 		c := boot(t, u, 3, 2)
 		want := c.mpirun(2*time.Minute, mpirunArgs([]string{"-n", "3", "-ppn", "1"}, program(100))...)
 		flags := []string{"-n", "3", "-ppn", "1", "--replicas", "3", "--no-spare", "abort", "--ckpt-interval", "500ms"}

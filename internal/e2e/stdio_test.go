@@ -18,7 +18,7 @@ import (
 // The node of rank 0 dies while that rank reads the standard input: what it
 // had read since the epoch is given to it again, and each line comes out once.
 func TestInputSurvivesANodeLoss(t *testing.T) {
-	asUsers(t, func(t *testing.T, u user) {
+	asOneUser(t, func(t *testing.T, u user) {
 		c := boot(t, u, 2, 1)
 		// More than the pod takes ahead of its rank: some of it comes after the
 		// checkpoint that the job goes back to, and mpirun gives it again.
