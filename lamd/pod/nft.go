@@ -13,7 +13,12 @@ import (
 // protocol: one table with one chain at the output hook and one rule,
 //
 //	table ip NAME { chain out { type filter hook output priority 0;
-//	    ip protocol tcp tcp flags & FLAG != 0 drop } }
+//	    tcp flags & FLAGS != 0 ip protocol tcp drop } }
+//
+// Every segment of every rank passes it, so the question that ends it comes
+// first, though the byte is that of the flags in TCP alone. Measured, one way of
+// an 8-byte message between two pods: 4.49 us without, 4.63 us with two tables
+// of which each asks for the protocol first.
 //
 // Source: nft(8), linux/netfilter/nf_tables.h.
 
@@ -23,19 +28,20 @@ const (
 	tcpRST = 0x04
 )
 
-// dropFlag makes a table that drops outgoing TCP segments with a flag.
+// dropFlags makes a table that drops outgoing TCP segments with one of the
+// flags.
 //
 // Expected errors: unix.EEXIST never (an existing table is replaced); EPERM
 // without CAP_NET_ADMIN over the network namespace; EPROTONOSUPPORT or EINVAL
 // from a kernel without nftables.
-func dropFlag(table string, flag byte) error {
+func dropFlags(table string, flags byte) error {
 	b := &nftBatch{}
 	// Made, deleted and made again: so it is new whether it was there or not.
 	b.table(unix.NFT_MSG_NEWTABLE, table)
 	b.table(unix.NFT_MSG_DELTABLE, table)
 	b.table(unix.NFT_MSG_NEWTABLE, table)
 	b.chain(table)
-	b.rule(table, flag)
+	b.rule(table, flags)
 	if err := b.run(); err != nil {
 		return fmt.Errorf("nftables: table %s: %w", table, err)
 	}
@@ -138,11 +144,11 @@ func compare(op uint32, value byte) []byte {
 		nested(unix.NFTA_CMP_DATA, attr(unix.NFTA_DATA_VALUE, []byte{value})))
 }
 
-func (b *nftBatch) rule(table string, flag byte) {
+func (b *nftBatch) rule(table string, flags byte) {
 	const ipProtocol, tcpFlags = 9, 13 // offsets in the headers
 	mask := expr("bitwise", number(unix.NFTA_BITWISE_SREG, unix.NFT_REG_1), number(unix.NFTA_BITWISE_DREG, unix.NFT_REG_1),
 		number(unix.NFTA_BITWISE_LEN, 1),
-		nested(unix.NFTA_BITWISE_MASK, attr(unix.NFTA_DATA_VALUE, []byte{flag})),
+		nested(unix.NFTA_BITWISE_MASK, attr(unix.NFTA_DATA_VALUE, []byte{flags})),
 		nested(unix.NFTA_BITWISE_XOR, attr(unix.NFTA_DATA_VALUE, []byte{0})))
 	const nfDrop = 0 // NF_DROP
 	drop := expr("immediate", number(unix.NFTA_IMMEDIATE_DREG, unix.NFT_REG_VERDICT),
@@ -150,8 +156,8 @@ func (b *nftBatch) rule(table string, flag byte) {
 	b.message(unix.NFT_MSG_NEWRULE, unix.NLM_F_CREATE|unix.NLM_F_APPEND,
 		text(unix.NFTA_RULE_TABLE, table), text(unix.NFTA_RULE_CHAIN, nftChain),
 		nested(unix.NFTA_RULE_EXPRESSIONS,
-			load(unix.NFT_PAYLOAD_NETWORK_HEADER, ipProtocol), compare(unix.NFT_CMP_EQ, unix.IPPROTO_TCP),
-			load(unix.NFT_PAYLOAD_TRANSPORT_HEADER, tcpFlags), mask, compare(unix.NFT_CMP_NEQ, 0), drop))
+			load(unix.NFT_PAYLOAD_TRANSPORT_HEADER, tcpFlags), mask, compare(unix.NFT_CMP_NEQ, 0),
+			load(unix.NFT_PAYLOAD_NETWORK_HEADER, ipProtocol), compare(unix.NFT_CMP_EQ, unix.IPPROTO_TCP), drop))
 }
 
 // run sends the batch as one transaction in the caller's network namespace and

@@ -3,7 +3,6 @@ package pod
 import (
 	"bufio"
 	"context"
-	"errors"
 	"io"
 	"os"
 	"strings"
@@ -36,9 +35,8 @@ import (
 // A pod that is ended by order is cut off first. On a kernel without nftables
 // the pod runs without a shield, and says so.
 const (
-	shieldRST  = "lam_rst"
-	shieldFIN  = "lam_fin"
-	shieldLook = 500 * time.Millisecond
+	shieldTable = "lam_shield"
+	shieldLook  = 500 * time.Millisecond
 )
 
 // shieldState is what is in force.
@@ -100,26 +98,31 @@ func (s *shield) again() {
 
 // change makes want of now in the kernel. Precondition: mu is held.
 func (s *shield) change(want shieldState) error {
-	err := errors.Join(
-		change(shieldRST, tcpRST, &s.now.rst, want.rst),
-		change(shieldFIN, tcpFIN, &s.now.fin, want.fin),
-	)
+	if s.now == want {
+		return nil
+	}
+	var err error
+	if flags := want.flags(); flags != 0 {
+		err = dropFlags(shieldTable, flags)
+	} else {
+		err = passAgain(shieldTable)
+	}
+	if err == nil {
+		s.now = want
+	}
 	return err
 }
 
-func change(table string, flag byte, have *bool, want bool) error {
-	if *have == want {
-		return nil
+// flags returns the TCP flags whose segments are dropped.
+func (s shieldState) flags() byte {
+	var f byte
+	if s.rst {
+		f |= tcpRST
 	}
-	do := func() error { return dropFlag(table, flag) }
-	if !want {
-		do = func() error { return passAgain(table) }
+	if s.fin {
+		f |= tcpFIN
 	}
-	err := do()
-	if err == nil {
-		*have = want
-	}
-	return err
+	return f
 }
 
 // keepShield carries the shield's decisions out until ctx ends.
