@@ -125,6 +125,26 @@ func TestParsePresetsFromEnvironment(t *testing.T) {
 	}
 }
 
+// What has a variable has a key in the configuration files, and a line in the
+// page.
+func TestVariablesHaveKeys(t *testing.T) {
+	page, err := os.ReadFile("../docs/commands/mpirun.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range table() {
+		if f.env == "" {
+			continue
+		}
+		if key := strings.ToLower(strings.TrimPrefix(f.env, "LAM_")); !slices.Contains(config.Keys(), key) {
+			t.Errorf("%s has no key in configuration files", f.env)
+		}
+		if !strings.Contains(string(page), "`"+f.env+"`") {
+			t.Errorf("docs/commands/mpirun.md does not mention %s", f.env)
+		}
+	}
+}
+
 // FuzzParse: any words end in a *Error or in options that check accepts.
 func FuzzParse(f *testing.F) {
 	f.Add("-n\x004\x00prog")

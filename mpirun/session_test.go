@@ -28,6 +28,7 @@ type fakeJob struct {
 	nodes  []control.Node
 	frames []podapi.Output
 	held   bool // the job ends by finish only
+	reads  bool // a held job ends with its input, too
 	silent int  // so many output streams bring nothing and do not end
 	ended  control.Ended
 	onVerb func(verb string)
@@ -124,7 +125,7 @@ func (f *fakeJob) stdin(w http.ResponseWriter, r *http.Request) {
 		data = data[:5]
 	} else if r.URL.Query().Get("eof") == "1" && !f.eof {
 		f.eof = true
-		if f.held {
+		if f.reads {
 			close(f.finish)
 		}
 	}
@@ -196,7 +197,7 @@ func TestMainFitsTheCluster(t *testing.T) {
 
 func TestMainForwardsStdin(t *testing.T) {
 	f := newFakeJob()
-	f.held = true
+	f.held, f.reads = true, true
 	p, _, stderr, _ := f.start(t)
 	p.Stdin = strings.NewReader("a longer text than is taken at once")
 	if code := Main(t.Context(), p, []string{"cat"}); code != 0 {

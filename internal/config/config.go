@@ -36,7 +36,7 @@ const prefix = "LAM_"
 // Keys lists what files may say, in the order of their names.
 func Keys() []string {
 	return []string{
-		"ckpt_interval", "crash_retries", "files", "lamd", "no_spare", "on_failure", "output", "replicas",
+		"backing", "ckpt_interval", "crash_retries", "files", "lamd", "no_spare", "on_failure", "output", "replicas",
 		"runtime_dir", "spares", "state_dir",
 	}
 }

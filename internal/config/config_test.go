@@ -50,7 +50,7 @@ func TestBrokenFiles(t *testing.T) {
 		want []string
 	}{
 		{"spares = 1\n\nreplica = 2\n", []string{":3: ", `unknown key "replica"`, "did you mean replicas?"}},
-		{"zzz = 2\n", []string{":1: ", "known are ckpt_interval, "}},
+		{"zzz = 2\n", []string{":1: ", "known are backing, ckpt_interval, "}},
 		{"spares = \n", []string{":1: "}},
 		{"spares = 1\nspares = 2\n", []string{":2: "}},
 		{"spares = [1, 2]\n", []string{":1: ", "spares: want a word or a number"}},
