@@ -19,6 +19,7 @@ import (
 	"github.com/lampause/lampause/image"
 	"github.com/lampause/lampause/internal/kernel"
 	"github.com/lampause/lampause/internal/proc"
+	"github.com/lampause/lampause/internal/progtest"
 	"github.com/lampause/lampause/internal/stream"
 	"github.com/lampause/lampause/job"
 )
@@ -80,11 +81,7 @@ func picks(count int) []int {
 // all that its steps do and waits.
 func startFixture(t *testing.T, name string) (*program, string) {
 	t.Helper()
-	exe := filepath.Join(t.TempDir(), name)
-	if b, err := exec.CommandContext(t.Context(), "gcc", "-O1", "-pthread", "-o", exe,
-		filepath.Join("..", "internal", "cli", "proctool", "testdata", name+".c")).CombinedOutput(); err != nil {
-		t.Fatalf("gcc: %v\n%s", err, b)
-	}
+	exe := progtest.Build(t, filepath.Join("..", "internal", "cli", "proctool", "testdata", name+".c"))
 	dir := t.TempDir()
 	out, err := os.Create(filepath.Join(dir, "out"))
 	if err != nil {
@@ -148,6 +145,16 @@ func socketPod(t *testing.T, f *opFault, p *program) (*Pod, *image.JobDir) {
 	return pod, dir
 }
 
+// ownFDs counts our descriptors.
+func ownFDs(t *testing.T) int {
+	t.Helper()
+	names, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(names)
+}
+
 func socketFixtures() []string { return []string{"tcp", "udp", "unixnamed", "passfd"} }
 
 // TestSocketCheckpointFaults makes calls on sockets fail during checkpoints: the
@@ -175,7 +182,7 @@ func TestSocketCheckpointFaults(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			failed := 0
+			failed, before := 0, ownFDs(t)
 			for _, op := range socketOps() {
 				for _, n := range picks(counts[op]) {
 					_, hit, err := round(op, n)
@@ -188,6 +195,9 @@ func TestSocketCheckpointFaults(t *testing.T) {
 				}
 			}
 			t.Logf("%d rounds, %d failed", e, failed)
+			if after := ownFDs(t); after != before {
+				t.Errorf("we have %d descriptors, had %d", after, before)
+			}
 			wantFine(t, p, cwd)
 		})
 	}
@@ -229,12 +239,16 @@ func TestSocketRollbackFaults(t *testing.T) {
 				return counts, hit
 			}
 			counts, _ := attempt("", 0)
+			before := ownFDs(t)
 			for _, op := range socketOps() {
 				for _, n := range picks(counts[op]) {
 					attempt(op, n)
 				}
 			}
 			t.Logf("%d rollbacks", gen)
+			if after := ownFDs(t); after != before {
+				t.Errorf("we have %d descriptors, had %d", after, before)
+			}
 			wantFine(t, p, cwd)
 		})
 	}
