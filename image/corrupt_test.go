@@ -34,6 +34,7 @@ func TestCorruptions(t *testing.T) {
 	}
 	for _, o := range []Options{{}, {Compression: CompressS2}} {
 		t.Run(fmt.Sprintf("%+v", o), func(t *testing.T) {
+			t.Parallel()
 			d := testDir(t)
 			written := writeTest(t, d, testID, o, 1)
 			foreign := foreignFiles(t, o)

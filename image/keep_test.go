@@ -240,7 +240,7 @@ func nextEpoch(d *JobDir, m model) (podapi.Written, error) {
 // TestSharedCorruptions damages the files of an epoch that shares some with
 // another, and lets the files of several epochs take each other's places.
 func TestSharedCorruptions(t *testing.T) {
-	n := 3000
+	n := 1000
 	if testing.Short() {
 		n = 300
 	}
