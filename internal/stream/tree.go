@@ -57,6 +57,22 @@ func (set *Set) join() error {
 	return nil
 }
 
+// ResetOnClose makes every connection of the set end at its close without a
+// trace: the kernel keeps no addresses of it (TIME_WAIT).
+//
+// Expected errors: kernel errors. Source: socket(7), SO_LINGER.
+func (set *Set) ResetOnClose() error {
+	for _, e := range set.ends {
+		if e.tcp.State == stateListen {
+			continue
+		}
+		if err := e.sys.SetSockLinger(e.fd, true, 0); err != nil {
+			return fmt.Errorf("stream: %s: %w", e.name(), err)
+		}
+	}
+	return nil
+}
+
 // joinAlone finds out what became of the other end of e, which no process of
 // the tree has.
 func (set *Set) joinAlone(e *end) error {

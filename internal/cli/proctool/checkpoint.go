@@ -10,7 +10,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lampause/lampause/image"
+	"github.com/lampause/lampause/internal/kernel"
 	"github.com/lampause/lampause/internal/podapi"
+	"github.com/lampause/lampause/internal/stream"
 	"github.com/lampause/lampause/job"
 	"github.com/lampause/lampause/pause"
 )
@@ -127,9 +129,29 @@ func checkpoint(ctx context.Context, pid int, out, files string, extra []int, o 
 		}
 	}
 	if kill {
+		forgetful(ctx, pid)
 		return c, c.signal(unix.SIGKILL)
 	}
 	return c, nil
+}
+
+// forgetful lets the connections of stopped processes, which are about to be
+// killed, leave no trace in the kernel: a restart wants their addresses. Where
+// that fails it has to wait for them.
+func forgetful(ctx context.Context, pid int) {
+	pids, err := tree(pid)
+	if err != nil {
+		return
+	}
+	var procs []stream.Process
+	for _, p := range pids {
+		procs = append(procs, stream.Process{PID: p})
+	}
+	set, err := stream.NewTree(kernel.New(nil), logTo()).Scan(ctx, procs)
+	if err != nil {
+		return
+	}
+	_ = errors.Join(set.ResetOnClose(), set.Close()) //nolint:errcheck // see above
 }
 
 // Obstacles that pass, such as a connection being set up, are waited for.
