@@ -67,6 +67,7 @@ type Restored struct {
 	// SIGSTOP: they execute nothing before somebody sends SIGCONT.
 	LeaveStopped bool
 
+	sysv    proc.SysV // what Kill removes
 	tracers []*proc.Tracer
 	procs   []*process
 	over    bool
@@ -328,6 +329,9 @@ func (r *Restored) Kill() error {
 	}
 	r.over = true
 	var err error
+	if len(r.procs) > 0 {
+		err = removeSysV(context.Background(), r.procs[0].f, &r.sysv)
+	}
 	for i := len(r.procs) - 1; i >= 0; i-- {
 		err = errors.Join(err, r.procs[i].f.Kill())
 	}

@@ -31,6 +31,9 @@ func (b *builder) buildSysV(ctx context.Context) error {
 		return nil
 	}
 	return b.withSeed(ctx, func(f *proc.Frozen) error {
+		if err := b.claimSysV(ctx, f); err != nil {
+			return err
+		}
 		for i := range v.Segments {
 			if err := b.buildSegment(ctx, f, &v.Segments[i]); err != nil {
 				return fmt.Errorf("system V segment %d (key %#x): %w", v.Segments[i].ID, v.Segments[i].Key, err)
@@ -41,7 +44,6 @@ func (b *builder) buildSysV(ctx context.Context) error {
 			if err := f.MakeSemaphores(ctx, &s); err != nil {
 				return fmt.Errorf("system V semaphores %d (key %#x): %w", x.ID, x.Key, err)
 			}
-			b.sysv.Semaphores = append(b.sysv.Semaphores, s)
 		}
 		for _, x := range v.Queues {
 			q := proc.Queue{ID: x.ID, Key: x.Key, Mode: x.Mode, MaxBytes: x.MaxBytes}
@@ -51,10 +53,49 @@ func (b *builder) buildSysV(ctx context.Context) error {
 			if err := f.MakeQueue(ctx, &q); err != nil {
 				return fmt.Errorf("system V message queue %d (key %#x): %w", x.ID, x.Key, err)
 			}
-			b.sysv.Queues = append(b.sysv.Queues, q)
 		}
 		return nil
 	})
+}
+
+// claimSysV notes what will be made, so that it can be removed again however
+// far that gets, once it is sure that nobody else has the numbers.
+func (b *builder) claimSysV(ctx context.Context, f *proc.Frozen) error {
+	live, err := f.ReadSysV(ctx)
+	if err != nil {
+		return fmt.Errorf("system V objects: %w", err)
+	}
+	taken := map[string]bool{}
+	for _, s := range live.Segments {
+		taken[fmt.Sprint("segment ", s.ID)] = true
+	}
+	for _, s := range live.Semaphores {
+		taken[fmt.Sprint("semaphores ", s.ID)] = true
+	}
+	for _, q := range live.Queues {
+		taken[fmt.Sprint("message queue ", q.ID)] = true
+	}
+	var want proc.SysV
+	var names []string
+	for _, s := range b.m.SysV.Segments {
+		names = append(names, fmt.Sprint("segment ", s.ID))
+		want.Segments = append(want.Segments, proc.Segment{ID: s.ID, Removed: s.Removed})
+	}
+	for _, s := range b.m.SysV.Semaphores {
+		names = append(names, fmt.Sprint("semaphores ", s.ID))
+		want.Semaphores = append(want.Semaphores, proc.Semaphores{ID: s.ID})
+	}
+	for _, q := range b.m.SysV.Queues {
+		names = append(names, fmt.Sprint("message queue ", q.ID))
+		want.Queues = append(want.Queues, proc.Queue{ID: q.ID})
+	}
+	for _, n := range names {
+		if taken[n] {
+			return fmt.Errorf("system V %s: %w", n, unix.EEXIST)
+		}
+	}
+	b.sysv = want
+	return nil
 }
 
 func (b *builder) buildSegment(ctx context.Context, f *proc.Frozen, x *image.SysVSegment) (err error) {
@@ -62,7 +103,6 @@ func (b *builder) buildSegment(ctx context.Context, f *proc.Frozen, x *image.Sys
 	if err := f.MakeSegment(ctx, &s); err != nil {
 		return err
 	}
-	b.sysv.Segments = append(b.sysv.Segments, s)
 	pages, err := b.r.Object(x.Object)
 	if err != nil {
 		return err
@@ -92,6 +132,7 @@ func (b *builder) finishSysV(ctx context.Context) error {
 			return fmt.Errorf("remove segment %d: %w", s.ID, err)
 		}
 	}
+	b.out.sysv = b.sysv
 	return nil
 }
 
@@ -103,18 +144,29 @@ func (b *builder) undoSysV(ctx context.Context) error {
 		return nil
 	}
 	return b.withSeed(context.WithoutCancel(ctx), func(f *proc.Frozen) error {
-		var errs []error
-		for _, s := range v.Segments {
-			errs = append(errs, f.RemoveSegment(ctx, s.ID))
-		}
-		for _, s := range v.Semaphores {
-			errs = append(errs, f.RemoveSemaphores(ctx, s.ID))
-		}
-		for _, q := range v.Queues {
-			errs = append(errs, f.RemoveQueue(ctx, q.ID))
-		}
-		return errors.Join(errs...)
+		return removeSysV(context.WithoutCancel(ctx), f, v)
 	})
+}
+
+// removeSysV has f remove objects; those that were never made, or are going,
+// are passed over.
+func removeSysV(ctx context.Context, f *proc.Frozen, v *proc.SysV) error {
+	var errs []error
+	gone := func(err error) {
+		if !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.EIDRM) {
+			errs = append(errs, err)
+		}
+	}
+	for _, s := range v.Segments {
+		gone(f.RemoveSegment(ctx, s.ID))
+	}
+	for _, s := range v.Semaphores {
+		gone(f.RemoveSemaphores(ctx, s.ID))
+	}
+	for _, q := range v.Queues {
+		gone(f.RemoveQueue(ctx, q.ID))
+	}
+	return errors.Join(errs...)
 }
 
 // segment returns the segment that mapping m is of, nil for others.

@@ -79,7 +79,11 @@ func attachObject(g *group, o *object) (*objectAccess, error) {
 		const rw = unix.PROT_READ | unix.PROT_WRITE
 		return &objectAccess{
 			fd: -1, segs: []segment{{off: kernel.Range{End: uint64(o.Size)}, addr: addr, f: f, prot: rw, write: true}},
-			undo: func() { _ = f.Detach(ctx, addr) }, // a thaw without it leaves a mapping, no harm
+			undo: func() {
+				if f.Detach(ctx, addr) != nil {
+					_ = f.Detach(ctx, addr) // a mapping too many is no harm
+				}
+			},
 		}, nil
 	}
 	return nil, errors.New("no process is left")

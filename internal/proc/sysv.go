@@ -186,7 +186,7 @@ func (f *Frozen) peekQueue(ctx context.Context, id, n, size int) ([]Message, err
 
 // numbered makes an object with the wanted id: the kernel is told first. It
 // needs CAP_CHECKPOINT_RESTORE. Source: proc_sys_kernel(5), shm_next_id.
-func (f *Frozen) numbered(ctx context.Context, file string, id int, get func(b *Batch) *Call) error {
+func (f *Frozen) numbered(ctx context.Context, file string, id int, get func(b *Batch) *Call, remove func(context.Context, int) error) error {
 	b := f.Batch(f.Leader())
 	open := b.Call(unix.SYS_OPENAT, ^uint64(99), b.String("/proc/sys/kernel/"+file), unix.O_WRONLY|unix.O_CLOEXEC, 0)
 	if err := b.Run(ctx); err != nil {
@@ -197,13 +197,19 @@ func (f *Frozen) numbered(ctx context.Context, file string, id int, get func(b *
 	made := get(b)
 	err := b.Run(ctx)
 	b.Call(unix.SYS_CLOSE, uint64(open.Ret))
-	if err = errors.Join(err, b.Run(ctx)); err != nil {
-		return err
+	err = errors.Join(err, b.Run(ctx))
+	if err == nil && made.Ret != int64(id) {
+		err = fmt.Errorf("it got the number %d, want %d: %w", made.Ret, id, unix.EEXIST)
 	}
-	if made.Ret != int64(id) {
-		return fmt.Errorf("it got the number %d, want %d: %w", made.Ret, id, unix.EEXIST)
+	switch {
+	case err != nil && !made.Done: // whether it was made is not known; nobody else has the number
+		if rerr := remove(ctx, id); !errors.Is(rerr, unix.EINVAL) {
+			err = errors.Join(err, rerr)
+		}
+	case err != nil && made.Err() == nil:
+		err = errors.Join(err, remove(ctx, int(made.Ret)))
 	}
-	return nil
+	return err
 }
 
 // MakeSegment makes a segment, empty, with its number and key.
@@ -216,7 +222,7 @@ func (f *Frozen) MakeSegment(ctx context.Context, s *Segment) error {
 	}
 	return f.numbered(ctx, "shm_next_id", s.ID, func(b *Batch) *Call {
 		return b.Call(unix.SYS_SHMGET, uint64(uint32(key)), s.Size, uint64(s.Mode)|ipcCreat|ipcExcl)
-	})
+	}, f.RemoveSegment)
 }
 
 // MakeSemaphores makes a set with its number, key and values.
@@ -225,11 +231,14 @@ func (f *Frozen) MakeSegment(ctx context.Context, s *Segment) error {
 func (f *Frozen) MakeSemaphores(ctx context.Context, s *Semaphores) error {
 	err := f.numbered(ctx, "sem_next_id", s.ID, func(b *Batch) *Call {
 		return b.Call(unix.SYS_SEMGET, uint64(uint32(s.Key)), uint64(len(s.Values)), uint64(s.Mode)|ipcCreat|ipcExcl)
-	})
+	}, f.RemoveSemaphores)
 	if err != nil {
 		return err
 	}
-	return f.SetSemaphores(ctx, s)
+	if err = f.SetSemaphores(ctx, s); err != nil {
+		err = errors.Join(err, f.RemoveSemaphores(ctx, s.ID))
+	}
+	return err
 }
 
 // SetSemaphores sets the values of a set.
@@ -249,11 +258,14 @@ func (f *Frozen) SetSemaphores(ctx context.Context, s *Semaphores) error {
 func (f *Frozen) MakeQueue(ctx context.Context, q *Queue) error {
 	err := f.numbered(ctx, "msg_next_id", q.ID, func(b *Batch) *Call {
 		return b.Call(unix.SYS_MSGGET, uint64(uint32(q.Key)), uint64(q.Mode)|ipcCreat|ipcExcl)
-	})
+	}, f.RemoveQueue)
 	if err != nil {
 		return err
 	}
-	return f.SetQueue(ctx, q)
+	if err = f.SetQueue(ctx, q); err != nil {
+		err = errors.Join(err, f.RemoveQueue(ctx, q.ID))
+	}
+	return err
 }
 
 // SetQueue makes the messages of a queue those of q: what is in it is taken
