@@ -193,3 +193,63 @@ func TestCollecting(t *testing.T) {
 		}
 	}
 }
+
+// TestJobsOfALostNodeStayTogether: all pods of a node go to the same spare,
+// which takes its place; the node is a spare when it returns.
+func TestJobsOfALostNodeStayTogether(t *testing.T) {
+	p := newPlay(t)
+	p.do(Command{Join: &Join{Node: "n5", Addr: "10.0.0.1", Boot: 1, Session: 1, Slots: 2, Role: Spare}})
+	for id := job.ID(1); id <= 2; id++ {
+		s := testSpec(args{"n": "1"})
+		s.Hosts = []job.HostSlots{{Node: "n2"}}
+		p.do(Command{Submit: &Submit{Spec: s}}, Command{Started: &Started{Job: id, Incarnation: 1}})
+		p.checkpoint(id, "n3")
+	}
+	p.do(dead(ref(2, 1)))
+	a, b := p.st.Jobs[1].Pods[0].Node, p.st.Jobs[2].Pods[0].Node
+	if a != b || p.st.Nodes[a].Role != Compute || p.st.Nodes["n2"].Role != Spare {
+		t.Errorf("%s and %s, %+v", a, b, p.st.Nodes)
+	}
+	p.do(Command{Join: &Join{Node: "n2", Addr: "10.0.0.1", Boot: 2, Session: 1, Slots: 2, Role: Compute}})
+	if n := p.st.Nodes["n2"]; n.Role != Spare {
+		t.Errorf("%+v", n)
+	}
+}
+
+// TestAbandonedRounds leave nothing but a used number and the reason.
+func TestAbandonedRounds(t *testing.T) {
+	p := newPlay(t)
+	p.run(nil)
+	p.do(begin(1, 1, 1), Command{Abandon: &Abandon{Job: 1, Epoch: 1, Reason: "no cut"}})
+	var drops []job.NodeID
+	for _, a := range p.acts {
+		if a.Kind == ActDrop && a.Epoch == 1 {
+			drops = append(drops, a.Node)
+		}
+	}
+	if j := p.st.Jobs[1]; j.Open != nil || j.Unprotected != "no cut" || !p.changed(1) || !slices.Equal(p.events(), []string{"checkpoint.abandoned"}) || !slices.Equal(drops, []job.NodeID{"n1", "n2"}) {
+		t.Errorf("%+v %v %v", j, p.events(), drops)
+	}
+	p.checkpoint(1)
+	if j := p.st.Jobs[1]; j.Newest().Epoch != 2 || j.Unprotected != "" {
+		t.Errorf("%+v", j)
+	}
+}
+
+// TestBillsAreBounded: the newest are kept.
+func TestBillsAreBounded(t *testing.T) {
+	p := newPlay(t)
+	p.run(nil)
+	for range maxBills + 3 {
+		p.checkpoint(1)
+		inc := p.st.Jobs[1].Incarnation
+		p.do(
+			Command{Recover: &Recover{Job: 1, Incarnation: inc, Pods: []job.PodIndex{0}, Why: WhyKilled}},
+			Command{Recovered: &Recovered{Job: 1, Incarnation: inc + 1}},
+		)
+	}
+	j := p.st.Jobs[1]
+	if len(j.Bills) != maxBills || j.Bills[maxBills-1].Incarnation != j.Incarnation || j.Bills[0].Incarnation != j.Incarnation-maxBills+1 || j.Recoveries != maxBills+3 {
+		t.Errorf("%d bills, %d recoveries", len(j.Bills), j.Recoveries)
+	}
+}
