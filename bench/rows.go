@@ -117,13 +117,16 @@ func (r Result) recoveryRows(l *rows) {
 	}
 }
 
+// leastPart is the shortest part that is worth a line, in ms; the JSON has all.
+const leastPart = 1.0
+
 // parts adds the samples of a map but the one called except, by size.
 func (l *rows) parts(m map[string]Sample, except string) {
 	names := slices.SortedFunc(maps.Keys(m), func(a, b string) int {
 		return cmp.Or(cmp.Compare(m[b].Median, m[a].Median), cmp.Compare(a, b))
 	})
 	for _, name := range names {
-		if name != except {
+		if name != except && m[name].Median >= leastPart {
 			l.add("  "+strings.TrimSuffix(name, "_ms"), "ms", m[name], "")
 		}
 	}
