@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lampause/lampause/internal/podapi"
+	"github.com/lampause/lampause/internal/proc"
 )
 
 // procState is the state letter of a process, 0 when it is gone.
@@ -32,6 +33,19 @@ func waitState(t *testing.T, pid int, want string) {
 			t.Fatalf("process %d is %c, want one of %s", pid, procState(pid), want)
 		}
 		time.Sleep(2 * time.Millisecond)
+	}
+}
+
+// waitHandler waits until a program has set up what it does at a signal.
+func waitHandler(t *testing.T, pid int, sig unix.Signal) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(2 * time.Millisecond) {
+		if st, err := proc.ReadStatus(pid); err == nil && st.SigCgt>>(uint(sig)-1)&1 == 1 {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("process %d does not handle signal %d", pid, sig)
+		}
 	}
 }
 
@@ -92,6 +106,7 @@ func TestSuspendAndSignal(t *testing.T) {
 		var pids []int
 		for _, r := range p.status.Ranks {
 			pids = append(pids, r.PID)
+			waitHandler(t, r.PID, unix.SIGUSR1)
 		}
 		if _, err := p.phase(podapi.PhaseRequest{Op: podapi.OpSuspend}); err != nil {
 			t.Fatal(err)
