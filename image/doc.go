@@ -26,9 +26,10 @@
 //     without a look at any other one;
 //   - removing an epoch takes nothing from the others: the file system counts
 //     the links, and a crash cannot make the count wrong;
-//   - nothing has to be merged: a writer gathers the pages of a file anew when
-//     less than half of it is in use, or the files become more than eight. An
-//     epoch has at most twice the pages that it needs;
+//   - nothing has to be merged: a writer gathers the pages of the files anew
+//     of which the least is in use, when an epoch would have more pages that it
+//     does not need than its base has pages, or more than eight files per
+//     process. Its files are about twice as large as a whole image, at most;
 //   - a node that receives an epoch links what it has, by name, size and
 //     SHA-256, and is sent the rest, be it all of it.
 //

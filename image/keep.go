@@ -1,6 +1,7 @@
 package image
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -47,8 +48,9 @@ func (w *Writer) baseOf(part partID) *PageReader {
 // base: their files are linked, not written. spans ascend and do not overlap.
 // It returns the spans, ascending, that are to be written all the same: what
 // the base does not have, and what is gathered from files of which little is
-// used any more. So the files of an epoch have at most twice the pages that it
-// needs, in at most eight files per process. Call it once, before Write.
+// used any more: the pages in shared files that the epoch does not need are no
+// more than those that the base needs, and it has at most eight files per
+// process. Call it once, before Write.
 func (p *PageWriter) Keep(spans []Span) []Span {
 	if p.base == nil {
 		return spans
@@ -100,14 +102,22 @@ func (p *PageWriter) choose(kept []Run) (index []int, segs []segment) {
 			live[r.seg] += uint64(r.Pages)
 		}
 	}
-	var order []int // files worth sharing, those with most pages in use first
+	var order []int // files worth sharing, those with the largest part in use first
+	var dead uint64 // pages in them that are not needed
 	for i, f := range files {
-		if live[i] > 0 && 2*live[i] >= f.tail.ownPages {
+		if live[i] > 0 {
 			order = append(order, i)
+			dead += f.tail.ownPages - live[i]
 		}
 	}
-	slices.SortStableFunc(order, func(a, b int) int { return int(live[b]) - int(live[a]) }) //nolint:gosec // counts of pages
-	order = order[:min(len(order), maxSegments-1)]
+	slices.SortStableFunc(order, func(a, b int) int {
+		return cmp.Compare(live[b]*files[a].tail.ownPages, live[a]*files[b].tail.ownPages)
+	})
+	for n := len(order); n > maxSegments-1 || dead > files[0].tail.dataPages; n = len(order) {
+		worst := order[n-1]
+		dead -= files[worst].tail.ownPages - live[worst]
+		order = order[:n-1]
+	}
 	slices.SortFunc(order, func(a, b int) int {
 		if files[a].part.Epoch < files[b].part.Epoch {
 			return -1
