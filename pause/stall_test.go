@@ -2,7 +2,6 @@ package pause
 
 import (
 	"context"
-	"fmt"
 	"testing"
 	"time"
 
@@ -80,4 +79,3 @@ func stallOnce(b *testing.B, pod *Pod, e job.Epoch, keep func(string, float64)) 
 	time.Sleep(10 * time.Millisecond)
 }
 
-var _ = fmt.Sprint
