@@ -78,4 +78,3 @@ func stallOnce(b *testing.B, pod *Pod, e job.Epoch, keep func(string, float64)) 
 	}
 	time.Sleep(10 * time.Millisecond)
 }
-
