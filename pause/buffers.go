@@ -57,14 +57,15 @@ func (g *group) makeBuffer(ctx context.Context, size, touch int) (*buffer, error
 	return b, nil
 }
 
-// takeCopy returns an older copy of the memory of pid, to be brought up to
-// date, or nil. The newest one is taken.
-func (g *group) takeCopy(pid int) *memory {
+// takeCopy returns an older copy of the memory of q, to be brought up to date,
+// or nil. The newest one is taken. Copies made before the process was forgotten
+// and found again do not count: their scans are of another tracker.
+func (g *group) takeCopy(q *process) *memory {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	best := -1
 	for i, b := range g.spares {
-		if b.of != nil && b.pid == pid && (best < 0 || b.of.scan > g.spares[best].of.scan) {
+		if b.of != nil && b.of.of == q && (best < 0 || b.of.scan > g.spares[best].of.scan) {
 			best = i
 		}
 	}
@@ -76,21 +77,26 @@ func (g *group) takeCopy(pid int) *memory {
 	return b.of
 }
 
-// hasCopy reports whether there is an older copy of the memory of pid.
-func (g *group) hasCopy(pid int) bool {
+// hasCopy reports whether there is an older copy of the memory of q.
+func (g *group) hasCopy(q *process) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return slices.ContainsFunc(g.spares, func(b *buffer) bool { return b.of != nil && b.pid == pid })
+	return slices.ContainsFunc(g.spares, func(b *buffer) bool { return b.of != nil && b.of.of == q })
 }
 
 // giveCopy keeps a copy that is not needed any more.
-func (g *group) giveCopy(pid int, m *memory) {
-	m.buf.pid, m.buf.of = pid, m
-	g.giveBuffer(m.buf)
+func (g *group) giveCopy(m *memory) {
+	m.buf.of = m
+	g.give(m.buf)
 }
 
-// giveBuffer keeps a buffer for the next snapshot.
+// giveBuffer keeps a buffer for the next snapshot; what is in it is forgotten.
 func (g *group) giveBuffer(b *buffer) {
+	b.of = nil
+	g.give(b)
+}
+
+func (g *group) give(b *buffer) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.closed {

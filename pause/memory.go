@@ -315,8 +315,7 @@ func total(ranges []kernel.Range) int64 {
 // them, touched ahead of its use.
 type buffer struct {
 	mem []byte
-	pid int     // whose copy it holds,
-	of  *memory // nil for none
+	of  *memory // older copy that it holds; nil for none
 }
 
 // newBuffer maps size bytes or more and touches the first touch bytes.

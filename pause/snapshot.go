@@ -96,7 +96,7 @@ func (s *snapshot) release(g *group) {
 				if m.scan == 0 {
 					g.giveBuffer(m.buf)
 				} else {
-					g.giveCopy(c.pid, m)
+					g.giveCopy(m)
 				}
 				continue
 			}

@@ -241,7 +241,7 @@ func (g *group) prefill(ctx context.Context, snap *snapshot) error {
 	}
 	for _, c := range snap.procs {
 		m, ok := c.pages.(*memory)
-		if !ok || m.scan == 0 || g.hasCopy(c.pid) {
+		if !ok || m.scan == 0 || m.of != g.procs[c.pid] || g.hasCopy(m.of) {
 			continue
 		}
 		buf, err := g.takeBuffer(ctx, m.size)
@@ -259,7 +259,7 @@ func (g *group) prefill(ctx context.Context, snap *snapshot) error {
 			return err
 		}
 		second.scan, second.of = m.scan, m.of
-		g.giveCopy(c.pid, second)
+		g.giveCopy(second)
 	}
 	return nil
 }
@@ -267,7 +267,7 @@ func (g *group) prefill(ctx context.Context, snap *snapshot) error {
 // place finds room for a copy of what a scan found, and says which pages must
 // be copied: all, or those written since the older copy in the same place.
 func (g *group) place(ctx context.Context, q *process, s *scanned) (m *memory, wanted []kernel.Range, err error) {
-	if old := g.takeCopy(q.pid); old != nil {
+	if old := g.takeCopy(q); old != nil {
 		written, ok := q.tracker.since(old.scan)
 		if m = reuse(s.present, old); m != nil && ok {
 			m.scan, m.of = q.tracker.seq, q

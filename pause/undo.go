@@ -167,7 +167,7 @@ func (u *undo) memory(ctx context.Context) error {
 func (u *undo) changed(live *scanned) []kernel.Range {
 	kept := u.c.pages.ranges()
 	m, ok := u.c.pages.(*memory)
-	if !ok || m.scan == 0 {
+	if !ok || m.scan == 0 || m.of != u.p { // of another count of scans
 		return kept
 	}
 	written, ok := u.p.tracker.since(m.scan)
