@@ -5,50 +5,66 @@ import (
 	"testing"
 	"time"
 
-	"github.com/lampause/lampause/image"
 	"github.com/lampause/lampause/job"
 )
 
 // BenchmarkStallRanks measures the stall of four ranks with 125 MB each, all of
-// it changed all the time, with either backing in turns, against the machine's
-// memcpy.
+// it changed all the time, with either backing in turns. "of-memcpy" is the rate
+// of the stall in parts of that of the machine's memcpy of as much, right before
+// and while the ranks are suspended; a fork, which copies later, may exceed 1.
 func BenchmarkStallRanks(b *testing.B) {
 	exe := build(b, "big")
-	least := map[string]float64{}
-	keep := func(name string, v float64) {
-		if old, ok := least[name]; !ok || v < old {
-			least[name] = v
-		}
-	}
 	var ranks []*program
 	for range 4 {
 		ranks = append(ranks, start(b, exe, "125", "125"))
 	}
+	backings := []Backing{BackingCopy, BackingFork}
 	pods := map[Backing]*Pod{}
-	dirs := map[Backing]*image.JobDir{}
-	for _, k := range []Backing{BackingCopy, BackingFork} {
-		pods[k], dirs[k] = newPodBacked(b, nil, k, ranks...)
-		pods[k].cfg.NoTracking = false
+	for _, k := range backings {
+		pods[k], _ = newPodBacked(b, nil, k, ranks...)
 	}
+	mem := newCopier(4 * 125 << 20)
+	s := samples{}
 	e := job.Epoch(0)
 	for b.Loop() {
-		for _, k := range []Backing{BackingCopy, BackingFork} {
-			for range 3 {
+		for _, k := range backings {
+			for range 5 {
 				e++
-				stallOnce(b, pods[k], e, func(name string, v float64) { keep(string(k)+"-"+name, v) })
+				memcpy := suspendedCopy(b, pods[k], mem)
+				parts := map[string]float64{}
+				bytes := stallOnce(b, pods[k], e, func(name string, v float64) { parts[name] = v })
+				for name, v := range parts {
+					s.add("ms-"+string(k)+"-"+name, v)
+				}
+				s.add("memcpy-GB/s", memcpy/1e9)
+				s.add(string(k)+"-ms/GB", parts["stall"]*1e9/float64(bytes))
+				s.add(string(k)+"-of-memcpy", float64(bytes)*1e3/parts["stall"]/memcpy)
 			}
 			for _, q := range pods[k].group.procs { // the other pod tracks writes too
 				q.closeTracker()
 			}
 		}
 	}
-	for k, v := range least {
-		b.ReportMetric(v, "ms-"+k)
-	}
+	s.report(b)
 }
 
-// stallOnce takes one round, waits for the copy, and gives it up.
-func stallOnce(b *testing.B, pod *Pod, e job.Epoch, keep func(string, float64)) {
+// suspendedCopy returns the rate of a copy while the ranks are suspended, in
+// bytes a second.
+func suspendedCopy(b *testing.B, pod *Pod, mem *copier) float64 {
+	b.Helper()
+	if err := pod.Suspend(testCtx(b)); err != nil {
+		b.Fatal(err)
+	}
+	took := mem.time()
+	if err := pod.Continue(testCtx(b)); err != nil {
+		b.Fatal(err)
+	}
+	return float64(len(mem.from)) / took.Seconds()
+}
+
+// stallOnce takes one round, waits for the copy, and gives it up. It returns how
+// much memory it kept.
+func stallOnce(b *testing.B, pod *Pod, e job.Epoch, keep func(string, float64)) (bytes int64) {
 	b.Helper()
 	ctx := testCtx(b)
 	if err := pod.Prepare(ctx); err != nil {
@@ -66,6 +82,7 @@ func stallOnce(b *testing.B, pod *Pod, e job.Epoch, keep func(string, float64)) 
 		for k, v := range r.TimesMS {
 			keep(k, v)
 		}
+		bytes = max(bytes, r.Bytes)
 	}
 	keep("stall", ms(time.Since(begin)))
 	begin = time.Now()
@@ -77,4 +94,5 @@ func stallOnce(b *testing.B, pod *Pod, e job.Epoch, keep func(string, float64)) 
 		b.Fatal(err)
 	}
 	time.Sleep(10 * time.Millisecond)
+	return bytes
 }
