@@ -264,11 +264,11 @@ func (s *supervisor) postStdin(w http.ResponseWriter, r *http.Request) {
 // that is not committed yet is as good as what was captured then.
 func (s *supervisor) stdinTaken() podapi.StdinTaken {
 	s.mu.Lock()
+	defer s.mu.Unlock() // a round that takes the state meanwhile is either seen here or by taken
 	var open *stdinState
 	if s.pending != nil {
 		open = s.pending.Stdin
 	}
-	s.mu.Unlock()
 	return s.in.taken(open)
 }
 

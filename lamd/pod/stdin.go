@@ -235,7 +235,7 @@ func (s *stdin) restore(st stdinState) error {
 		return err
 	}
 	end := st.Consumed + int64(len(st.Unread))
-	if st.Consumed < s.base || st.Consumed > s.received {
+	if st.Consumed < s.base || end > s.received || st.EOF && !s.eof { // not at hand: a rebuilt pod
 		if _, err := s.file.WriteAt(st.Unread, 0); err != nil {
 			return fmt.Errorf("stdin: %w", err)
 		}
@@ -301,6 +301,8 @@ func (s *stdin) taken(open *stdinState) podapi.StdinTaken {
 		safe = s.newest
 	case open != nil:
 		safe = open.mark()
+	case s.paused: // a round is taking the state: what it has is not known yet
+		safe = &stdinMark{}
 	}
 	return podapi.StdinTaken{Offset: s.received, Safe: safe.end, SafeEOF: safe.eof}
 }

@@ -250,6 +250,44 @@ func TestStdinRollback(t *testing.T) {
 	}
 }
 
+// A rebuilt pod whose rank had read nothing at the epoch has what came by then,
+// and the end: the sender, who was told that both are safe, has forgotten them.
+func TestStdinRebuiltUnread(t *testing.T) {
+	for name, data := range map[string]string{"unread input": "0123456789", "no input at all": ""} {
+		t.Run(name, func(t *testing.T) {
+			s, _ := feeding(t)
+			give(t, s, 0, data, true)
+			s.pause()
+			st, err := s.state()
+			if err != nil || st.Consumed != 0 || string(st.Unread) != data || !st.EOF {
+				t.Fatalf("state %+v %v", st, err)
+			}
+			o, f := feeding(t)
+			o.pause()
+			if err := o.restore(st); err != nil {
+				t.Fatal(err)
+			}
+			o.resume()
+			if o.offset() != int64(len(data)) {
+				t.Errorf("the sender goes on at %d, want %d", o.offset(), len(data))
+			}
+			got := make(chan string, 1)
+			go func() {
+				b, _ := io.ReadAll(f) // ends with the pod
+				got <- string(b)
+			}()
+			select {
+			case b := <-got:
+				if b != data {
+					t.Errorf("%q, want %q", b, data)
+				}
+			case <-time.After(10 * time.Second):
+				t.Fatal("the rank waits for its input")
+			}
+		})
+	}
+}
+
 // The sender keeps what a recovery to the epoch before the newest would want
 // again.
 func TestStdinSafe(t *testing.T) {
@@ -278,6 +316,9 @@ func TestStdinSafe(t *testing.T) {
 	}
 	give(t, s, 0, "0123", false)
 	want("no epoch", nil, 4, 4, false)
+	s.pause()
+	want("a round that is about to take the state", nil, 4, 0, false)
+	s.resume()
 	first := epoch()
 	give(t, s, 4, "45", false)
 	want("an open round", first, 6, 4, false)
