@@ -195,7 +195,7 @@ func TestSignalFaults(t *testing.T) {
 // reported as lost and still frozen; in the end its output is as it should be.
 func TestRollbackFaults(t *testing.T) {
 	exe := build(t, "mix")
-	const steps = "400"
+	const steps = "4000" // it must outlive the first checkpoint on any disk
 	want := reference(t, exe, steps)
 	stride := 2
 	if os.Getenv("LAM_TEST_LONG") != "" {

@@ -48,10 +48,10 @@ func (f *Frozen) CloneThread(ctx context.Context, a CloneArgs) (th *Thread, err 
 	err = f.t.Do(func() error {
 		tid, err := f.clone(ctx, &a)
 		if err != nil {
-			return err
+			return errors.Join(err, f.adoptStrays())
 		}
 		th, err = f.adopt(tid)
-		if err == nil {
+		if th != nil {
 			f.Threads = append(f.Threads, th)
 		}
 		return err
@@ -60,6 +60,33 @@ func (f *Frozen) CloneThread(ctx context.Context, a CloneArgs) (th *Thread, err 
 		return nil, errorf(f.PID, "clone thread: %w", err)
 	}
 	return th, nil
+}
+
+// adoptStrays takes the threads over that a clone made before it failed: they
+// are attached to our own thread and stopped, and would be so for ever if
+// nobody knew of them. They become threads of f like any other.
+func (f *Frozen) adoptStrays() error {
+	tids, err := Tasks(f.PID)
+	if err != nil {
+		return err
+	}
+	for _, tid := range tids {
+		if f.Thread(tid) != nil {
+			continue
+		}
+		st, err := ReadStatus(tid)
+		if err != nil || st.TracerPid != unix.Gettid() {
+			continue // gone, or not ours
+		}
+		th, err := f.adopt(tid)
+		if th != nil {
+			f.Threads = append(f.Threads, th)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // CloneProcess makes a new process, a copy of f, that is frozen before its
@@ -142,7 +169,8 @@ func (f *Frozen) clone(ctx context.Context, a *CloneArgs) (int, error) {
 }
 
 // adopt waits for the first stop of a new thread, which is attached already.
-// Its signals are all blocked, as its parent's were, until Thaw.
+// Its signals are all blocked, as its parent's were, until Thaw. An error with
+// a thread means that it is stopped nevertheless.
 func (f *Frozen) adopt(tid int) (*Thread, error) {
 	lead := f.Leader()
 	th := &Thread{TID: tid, Regs: lead.Regs, SigMask: lead.SigMask, running: true, foreign: true}
@@ -155,10 +183,7 @@ func (f *Frozen) adopt(tid int) (*Thread, error) {
 		return nil, err
 	}
 	th.running = false
-	if err := twice(func() error { return f.sys.SetOptions(tid, 0) }); err != nil {
-		return nil, err
-	}
-	return th, nil
+	return th, twice(func() error { return f.sys.SetOptions(tid, 0) })
 }
 
 // Exec has the process execute another program and stops it at the first

@@ -31,6 +31,7 @@ type Thread struct {
 	running  bool // not known to be stopped: wait before anything else
 	atSignal bool // the stop is a signal-delivery-stop, from which detaching delivers
 	sigstop  bool // a SIGSTOP that arrived during an injection is owed
+	inCall   bool // the stop is inside fork or clone, whose answer the kernel still has to give
 	foreign  bool // the kernel has registers or a mask of ours: restore before anything else
 	dirty    bool // Regs or SigMask differ from what the kernel has
 	rseqDone bool // looked whether it is inside a restartable sequence
@@ -317,6 +318,11 @@ func (f *Frozen) settle(th *Thread) error {
 	if th.running {
 		if err := f.halt(th); err != nil {
 			return fmt.Errorf("proc: thread %d: stop again: %w", th.TID, err)
+		}
+	}
+	if th.inCall {
+		if err := f.leaveCall(th); err != nil {
+			return fmt.Errorf("proc: thread %d: leave the call: %w", th.TID, err)
 		}
 	}
 	if !th.foreign && !th.dirty {

@@ -276,7 +276,9 @@ func (f *Frozen) wait(th *Thread, deadline time.Time) (unix.WaitStatus, error) {
 		}
 		return ws, err
 	}
-	th.running, th.atSignal = false, int(ws)>>16 == 0
+	event := int(ws) >> 16
+	th.running, th.atSignal = false, event == 0
+	th.inCall = event == unix.PTRACE_EVENT_FORK || event == unix.PTRACE_EVENT_VFORK || event == unix.PTRACE_EVENT_CLONE
 	if th.atSignal && ws.StopSignal() == unix.SIGSTOP {
 		th.sigstop = true
 	}
@@ -296,6 +298,28 @@ func (f *Frozen) halt(th *Thread) error {
 		_, err := f.wait(th, deadline)
 		return err
 	})
+}
+
+// leaveCall moves a thread that stopped at the event of a fork or clone behind
+// that call, for the undo path: registers that are put back earlier would get
+// the call's answer in rax.
+func (f *Frozen) leaveCall(th *Thread) error {
+	deadline := time.Now().Add(waitLimit)
+	for range maxStops {
+		th.running = true
+		if err := twice(func() error { return f.sys.SingleStep(th.TID) }); err != nil {
+			th.running = false
+			return err
+		}
+		err := twice(func() error {
+			_, err := f.wait(th, deadline)
+			return err
+		})
+		if err != nil || !th.inCall {
+			return err
+		}
+	}
+	return kernel.ErrTimeout
 }
 
 // abortRseq moves a thread out of a restartable sequence before it runs code
