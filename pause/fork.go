@@ -170,7 +170,7 @@ func copyChild(ctx context.Context, q *process, c *captured) (err error) {
 	if err := checkInherited(c); err != nil {
 		return err
 	}
-	return copyIn(ctx, c.child, m, c.later, c.forced, 1)
+	return copyForked(ctx, c.child, m, c.later)
 }
 
 // checkInherited looks whether the child has all memory that it is taken for:

@@ -151,16 +151,7 @@ func (s *stored) each(ctx context.Context, workers int, _ []kernel.Range, fn fun
 // copyIn reads the pages of wanted, which m has, from the process, with several
 // workers. forced are parts that the process itself may not read.
 func copyIn(ctx context.Context, f *proc.Frozen, m *memory, wanted, forced []kernel.Range, workers int) error {
-	plain := subtract(intersect(m.runs, wanted), forced)
-	units := cut(plain, unitSize)
-	err := spread(ctx, workers, len(units), func(i int) error {
-		local := make([][]byte, len(units[i]))
-		for k, r := range units[i] {
-			local[k] = m.view(r)
-		}
-		return f.ReadMemV(local, units[i])
-	})
-	if err != nil {
+	if err := copyUnits(ctx, m, subtract(intersect(m.runs, wanted), forced), workers, f.ReadMemV); err != nil {
 		return err
 	}
 	for _, r := range intersect(m.runs, forced) {
@@ -169,6 +160,37 @@ func copyIn(ctx context.Context, f *proc.Frozen, m *memory, wanted, forced []ker
 		}
 	}
 	return nil
+}
+
+// copyForked is copyIn for the copy-on-write copy of a process. It reads all of
+// it through /proc/PID/mem: process_vm_readv(2) pins pages, and to pin a page
+// that is shared by a fork the kernel makes a private one first, which would be
+// thrown away with the child (measured on 6.18: as much memory again, and a
+// third more time).
+func copyForked(ctx context.Context, child *proc.Frozen, m *memory, wanted []kernel.Range) error {
+	if err := child.OpenMem(); err != nil {
+		return err
+	}
+	return copyUnits(ctx, m, intersect(m.runs, wanted), 1, func(local [][]byte, remote []kernel.Range) error {
+		for k, r := range remote {
+			if err := child.ReadForce(r.Start, local[k]); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// copyUnits has workers read the ranges piece by piece into their places in m.
+func copyUnits(ctx context.Context, m *memory, ranges []kernel.Range, workers int, read func([][]byte, []kernel.Range) error) error {
+	units := cut(ranges, unitSize)
+	return spread(ctx, workers, len(units), func(i int) error {
+		local := make([][]byte, len(units[i]))
+		for k, r := range units[i] {
+			local[k] = m.view(r)
+		}
+		return read(local, units[i])
+	})
 }
 
 // reuse lays the ranges into the buffer of an older copy, so that pages which
