@@ -253,6 +253,16 @@ func (g *group) close() {
 	g.spares, g.closed = nil, true
 }
 
+// holds reports whether a process is frozen.
+func (g *group) holds() bool {
+	for _, p := range g.procs {
+		if p.frozen != nil {
+			return true
+		}
+	}
+	return false
+}
+
 // innerPIDs maps the pids that the ranks see to ours.
 func (g *group) innerPIDs() (map[int]int, error) {
 	out := map[int]int{}

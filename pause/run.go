@@ -25,7 +25,11 @@ type args struct {
 func (p *Pod) do(ctx context.Context, e Event, a args) (*Report, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	next, acts, err := step(p.state, e)
+	at := p.state
+	if e.Op == podapi.OpStop && at.Phase != Stopped && !p.group.holds() {
+		at.Phase = Running // a step that let the ranks go failed afterwards: they run
+	}
+	next, acts, err := step(at, e)
 	if err != nil {
 		return nil, fmt.Errorf("pause: %w", err)
 	}

@@ -22,11 +22,10 @@ import (
 // write stores the draft while the ranks run. The mutex is not held meanwhile:
 // the memory is kept by a count of its users.
 func (p *Pod) write(ctx context.Context, epoch job.Epoch, x Extra, dir *image.JobDir, o image.Options) (*podapi.Written, error) {
-	snap, again, err := p.beginWrite(epoch)
+	snap, done, again, err := p.beginWrite(epoch)
 	if err != nil || again != nil {
 		return again, err
 	}
-	done := snap.use()
 	defer done()
 	id := image.Identity{Job: p.cfg.Job, Pod: p.cfg.Pod, Epoch: epoch, Incarnation: p.cfg.Incarnation}
 	if err := snap.finish(ctx); err != nil {
@@ -47,22 +46,22 @@ func (p *Pod) write(ctx context.Context, epoch job.Epoch, x Extra, dir *image.Jo
 	return &written, nil
 }
 
-// beginWrite checks that the epoch can be written; again is the answer when it
-// was.
-func (p *Pod) beginWrite(epoch job.Epoch) (_ *snapshot, again *podapi.Written, err error) {
+// beginWrite checks that the epoch can be written, and keeps its memory until
+// done is called; again is the answer when it was written.
+func (p *Pod) beginWrite(epoch job.Epoch) (_ *snapshot, done func(), again *podapi.Written, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	_, acts, err := step(p.state, Event{podapi.OpWrite, epoch})
 	if err != nil {
-		return nil, nil, fmt.Errorf("pause: %w", err)
+		return nil, nil, nil, fmt.Errorf("pause: %w", err)
 	}
 	if len(acts) == 0 {
-		return nil, p.written, nil
+		return nil, nil, p.written, nil
 	}
 	if p.draft == nil || !p.draft.whole {
-		return nil, nil, fmt.Errorf("pause: write: epoch %d is not whole: %w", epoch, ErrOrder)
+		return nil, nil, nil, fmt.Errorf("pause: write: epoch %d is not whole: %w", epoch, ErrOrder)
 	}
-	return p.draft, nil, nil
+	return p.draft, p.draft.use(), nil, nil
 }
 
 // store writes the page files of all processes in parallel, then the manifest.
