@@ -20,7 +20,10 @@ import (
 // restarting or slow comes to no harm by it.
 func sourceOf(err error) (membership.Source, bool) {
 	var timeout net.Error
+	var op *net.OpError
 	switch {
+	case errors.As(err, &op) && op.Op == "dial" && op.Timeout():
+		return membership.SourceTimeout, true // it is a context.DeadlineExceeded, too
 	case err == nil, errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return "", false // the caller's own doing, or work that takes long
 	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.EPIPE),

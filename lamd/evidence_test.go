@@ -34,6 +34,7 @@ func TestWhatAFailedRequestSays(t *testing.T) {
 		"no route":     {op(syscall.EHOSTUNREACH), membership.SourceTimeout},
 		"timed out":    {op(syscall.ETIMEDOUT), membership.SourceTimeout},
 		"dial timeout": {&net.OpError{Op: "dial", Err: os.ErrDeadlineExceeded}, membership.SourceTimeout},
+		"no answer":    {dialTimedOut(t), membership.SourceTimeout},
 		"given up":     {fmt.Errorf("call: %w", context.Canceled), ""},
 		"slow op":      {fmt.Errorf("call: %w", context.DeadlineExceeded), ""},
 		"refusal":      {&control.Error{Status: http.StatusConflict}, ""},
@@ -44,6 +45,14 @@ func TestWhatAFailedRequestSays(t *testing.T) {
 			t.Errorf("%s: %q", name, got)
 		}
 	}
+}
+
+// dialTimedOut is what net says of a host that does not answer in time.
+func dialTimedOut(t *testing.T) error {
+	t.Helper()
+	d := net.Dialer{Deadline: time.Unix(1, 0)} // is over
+	_, err := d.DialContext(t.Context(), "tcp", "127.0.0.1:1")
+	return fmt.Errorf("call: %w", err)
 }
 
 // A node that cannot be reached is accused, whatever the request was.

@@ -88,6 +88,9 @@ func (a *jobsAPI) giveStdin(ctx context.Context, node job.NodeID, id job.ID, que
 		if err := a.peers.call(ctx, node, http.MethodGet, pod+podapi.PathStatus, nil, &st); err != nil {
 			return control.StdinTaken{}, err
 		}
+		if st.State == "building" { // another pod than the one that refused: it knows nothing yet
+			return control.StdinTaken{}, unavailable("the rank that reads the standard input is not restored yet")
+		}
 		return control.StdinTaken{Offset: st.StdinOffset}, nil
 	}
 	return control.StdinTaken(out), err

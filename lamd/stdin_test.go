@@ -15,9 +15,15 @@ import (
 // and what it may forget.
 func TestStdinGoesBack(t *testing.T) {
 	w := newWorld()
+	building := true // asked for the first time: its place is not known yet
 	rebuilt := http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		switch {
 		case r.Method == http.MethodGet && strings.HasSuffix(r.URL.Path, podapi.PathStatus):
+			if building {
+				building = false
+				writeJSON(rw, podapi.Status{State: "building"})
+				return
+			}
 			writeJSON(rw, podapi.Status{StdinOffset: 3})
 		case r.URL.Query().Get("offset") == "3":
 			writeJSON(rw, podapi.StdinTaken{Offset: 6, Safe: 2, SafeEOF: true})

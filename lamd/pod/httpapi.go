@@ -241,7 +241,7 @@ func (s *supervisor) postStdin(w http.ResponseWriter, r *http.Request) {
 		fail(w, http.StatusBadRequest, job.ExitUsage, fmt.Errorf("offset=%q: not a number", r.URL.Query().Get("offset")))
 		return
 	}
-	if s.phases.look().Stage == stEmpty { // what it has read by then is in the image
+	if st := s.phases.look().Stage; st == stEmpty || st == stBroken { // what it has read by then is in the image
 		fail(w, http.StatusServiceUnavailable, job.ExitInternal, errors.New("rank 0 is not restored yet"))
 		return
 	}
