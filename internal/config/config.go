@@ -13,6 +13,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"maps"
 	"os"
@@ -73,7 +74,7 @@ func Load(getenv func(string) string) (*Settings, error) {
 // LoadFiles reads the given files, of which later ones count more; those that
 // are not there, or named "", say nothing.
 //
-// Expected errors: a file that cannot be read, is no TOML, has an unknown key
+// Expected errors: a file that cannot be read, that everybody may write to, is no TOML, has an unknown key
 // or a value that is no word or number; they name the file, and where they can
 // the line and the nearest key.
 func LoadFiles(getenv func(string) string, files ...string) (*Settings, error) {
@@ -82,7 +83,7 @@ func LoadFiles(getenv func(string) string, files ...string) (*Settings, error) {
 		if f == "" {
 			continue
 		}
-		b, err := os.ReadFile(f)
+		b, err := read(f)
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) && f == SystemFile {
 			continue
 		}
@@ -94,6 +95,24 @@ func LoadFiles(getenv func(string) string, files ...string) (*Settings, error) {
 		}
 	}
 	return s, nil
+}
+
+// read returns what is in a file that not everybody may write to: it names
+// programs that are run.
+func read(name string) ([]byte, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = f.Close() }() // read only
+	st, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if st.Mode().IsRegular() && st.Mode().Perm()&0o002 != 0 {
+		return nil, fmt.Errorf("%s: every user may write to it; chmod o-w it, or remove it", name)
+	}
+	return io.ReadAll(f)
 }
 
 // add takes what a file says.

@@ -44,6 +44,20 @@ func TestPrecedence(t *testing.T) {
 	}
 }
 
+// TestAnybodysFile: what everybody may write to is refused, not ignored.
+func TestAnybodysFile(t *testing.T) {
+	name := file(t, "spares = 1\n")
+	for mode, want := range map[os.FileMode]bool{0o644: true, 0o664: true, 0o646: false, 0o602: false} {
+		if err := os.Chmod(name, mode); err != nil {
+			t.Fatal(err)
+		}
+		_, err := LoadFiles(env(nil), name)
+		if (err == nil) != want || err != nil && !strings.Contains(err.Error(), name+": every user may write to it") {
+			t.Errorf("%o: %v", mode, err)
+		}
+	}
+}
+
 func TestBrokenFiles(t *testing.T) {
 	for _, c := range []struct {
 		text string
