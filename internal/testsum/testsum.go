@@ -241,6 +241,10 @@ func reason(output []string) string {
 		if l == "" || strings.HasPrefix(l, "=== ") || strings.HasPrefix(l, "--- ") {
 			continue
 		}
+		// A script prints all that it did: its skip command has the reason.
+		if _, why, ok := strings.Cut(l, "skip "); ok && strings.HasPrefix(l, "> ") {
+			return strings.Trim(why, "'")
+		}
 		if i := strings.Index(l, ".go:"); i >= 0 {
 			if _, rest, ok := strings.Cut(l[i+4:], ": "); ok {
 				l = rest

@@ -60,6 +60,14 @@ func TestCounts(t *testing.T) {
 			[]string{"p TestA: needs gcc"},
 		},
 		{
+			"a skipped script says why", line("run", "p", "TestS/demo", "") + line("output", "p", "TestS/demo", "    testscript.go:5: WORK=$WORK") +
+				line("output", "p", "TestS/demo", "        > [!demo] skip 'run by one kind of user'") + line("skip", "p", "TestS/demo", "") +
+				line("run", "p", "TestB", "") + line("pass", "p", "TestB", "") + line("pass", "p", "", ""),
+			Counts{1, 0, 1},
+			true,
+			[]string{"p TestS/demo: run by one kind of user"},
+		},
+		{
 			"a panic fails what was running", line("run", "p", "TestA", "") + line("output", "p", "TestA", "panic: no") + line("fail", "p", "", ""),
 			Counts{0, 1, 0},
 			false,
