@@ -91,7 +91,11 @@ func (g *group) giveCopy(m *memory) {
 }
 
 // giveBuffer keeps a buffer for the next snapshot; what is in it is forgotten.
+// What was not there has none.
 func (g *group) giveBuffer(b *buffer) {
+	if b == nil {
+		return
+	}
 	b.of = nil
 	g.give(b)
 }

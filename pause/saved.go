@@ -78,10 +78,15 @@ func (t *fileTable) stamp(s *stamps) {
 // a time that is taken back would be played into the database.
 func journals() [3]string { return [3]string{"-journal", "-wal", "-shm"} }
 
+// absentDev is the device of the keys of files that were not there: no real one,
+// nor that of System V segments.
+const absentDev = ^uint64(0) - 1
+
 // keepFiles makes objects of the files that are open for writing, and of
 // their journals.
 func keepFiles(t *fileTable, root string, add func(fileKey, image.Object) int) error {
 	ids := map[fileKey]int{}
+	absent := uint64(0)
 	for _, d := range t.descs {
 		if !d.writable() {
 			continue
@@ -97,7 +102,8 @@ func keepFiles(t *fileTable, root string, add func(fileKey, image.Object) int) e
 			err := unix.Lstat(root+d.Path+suffix, &js)
 			switch {
 			case errors.Is(err, unix.ENOENT):
-				add(fileKey{st.Dev, ^st.Ino - uint64(len(suffix))}, image.Object{Kind: image.ObjectAbsent, Name: d.Path + suffix})
+				absent++ // there is no inode to tell it from others
+				add(fileKey{absentDev, absent}, image.Object{Kind: image.ObjectAbsent, Name: d.Path + suffix})
 			case err != nil:
 				return fmt.Errorf("%s: %w", d.Path+suffix, err)
 			case js.Mode&unix.S_IFMT == unix.S_IFREG:
