@@ -23,6 +23,7 @@ import (
 type heldEpoch struct {
 	Commit image.Commit            `json:"commit"`
 	Pods   map[job.PodIndex]string `json:"pods"` // digest of each image held here
+	Last   job.Epoch               `json:"last"` // newest number of the job that was ever used here
 }
 
 // held lists the committed epochs of a job in this node's store.
@@ -54,12 +55,16 @@ func heldEpochs(store *image.Store, id job.ID) ([]heldEpoch, error) {
 	if err != nil {
 		return nil, err
 	}
+	next, err := dir.Next()
+	if err != nil {
+		return nil, err
+	}
 	for _, e := range epochs {
 		c, err := dir.Committed(e.Epoch)
 		if err != nil {
 			continue // not committed, or its record is damaged: not for a restart
 		}
-		h := heldEpoch{Commit: c, Pods: map[job.PodIndex]string{}}
+		h := heldEpoch{Commit: c, Pods: map[job.PodIndex]string{}, Last: next - 1}
 		for _, p := range e.Pods {
 			rd, err := dir.Open(e.Epoch, p)
 			if err != nil {
@@ -218,6 +223,12 @@ func record(c image.Commit, held map[job.NodeID][]heldEpoch) (scheduler.Job, err
 		}
 	}
 	j.Epochs = epochs
+	// Numbers that were given after that commit are not given again.
+	for _, hs := range held {
+		for _, h := range hs {
+			j.LastEpoch = max(j.LastEpoch, h.Last)
+		}
+	}
 	return j, nil
 }
 

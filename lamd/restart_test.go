@@ -112,3 +112,29 @@ func TestAssemble(t *testing.T) {
 		})
 	}
 }
+
+// A number that was given in an earlier cluster, to an epoch that is not gone
+// back to or to a round that came to nothing, is not given again: stores refuse it.
+func TestRestartKeepsNumbers(t *testing.T) {
+	n, _ := testNode(t, "n1")
+	writeImage(t, n.store) // epoch 3 of job 7
+	dir, err := n.store.Job(7)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = dir.Close() }()
+	c := heldOf(t, 3, "a").Commit
+	if err := errors.Join(dir.MarkCommitted(c), dir.Remove(6)); err != nil { // a round that was abandoned
+		t.Fatal(err)
+	}
+	here, err := heldEpochs(n.store, 7)
+	if err != nil || len(here) != 1 || here[0].Last != 6 {
+		t.Fatalf("%+v, %v", here, err)
+	}
+	there := heldOf(t, 3, "a", 0, 1)
+	there.Last = 4
+	j, err := assemble(map[job.NodeID][]heldEpoch{"n1": here, "n2": {there}}, 7, 0)
+	if err != nil || j.LastEpoch != 6 {
+		t.Errorf("the newest number is %d, want 6: %v", j.LastEpoch, err)
+	}
+}
