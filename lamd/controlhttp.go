@@ -245,7 +245,7 @@ func (h *handlers) count(next http.Handler) http.Handler {
 		h.mu.Lock()
 		if h.ended {
 			h.mu.Unlock()
-			return // its connection is closed
+			panic(http.ErrAbortHandler) // no answer: an empty one would say that it was done
 		}
 		h.n++
 		h.mu.Unlock()
