@@ -64,17 +64,11 @@ func (f *Frozen) freeze(ctx context.Context) error {
 		}
 		return kernel.ErrGone
 	}
-	for {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		n, err := f.stopNew(deadlineOf(ctx))
-		if err != nil {
-			return err
-		}
-		if n == 0 {
-			break
-		}
+	if err := f.stopAll(ctx); err != nil {
+		return err
+	}
+	if f.Leader() == nil && len(f.Threads) > 0 {
+		return fmt.Errorf("main thread has ended: %w", ErrUnsupported)
 	}
 	if f.Leader() == nil {
 		return kernel.ErrGone
@@ -135,9 +129,25 @@ func (f *Frozen) isQueued(th *Thread) bool {
 	return err == nil && slices.ContainsFunc(list, func(b []byte) bool { return bytes.Equal(b, th.SigInfo) })
 }
 
+// stopAll stops threads until no new one shows. A thread that ended is looked
+// at once: as a zombie it may be listed for as long as its parent is frozen.
+func (f *Frozen) stopAll(ctx context.Context) error {
+	ended := map[int]bool{}
+	for {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		n, err := f.stopNew(ended, deadlineOf(ctx))
+		if err != nil || n == 0 {
+			return err
+		}
+	}
+}
+
 // stopNew stops the threads that are not stopped yet and returns how many
-// there were. They are all told to stop before the first one is waited for.
-func (f *Frozen) stopNew(deadline time.Time) (int, error) {
+// there were, beside those in ended, to which it adds. They are all told to
+// stop before the first one is waited for.
+func (f *Frozen) stopNew(ended map[int]bool, deadline time.Time) (int, error) {
 	tids, err := Tasks(f.PID)
 	if err != nil {
 		if errors.Is(err, os.ErrNotExist) {
@@ -148,7 +158,7 @@ func (f *Frozen) stopNew(deadline time.Time) (int, error) {
 	var fresh []*Thread
 	seen := 0
 	for _, tid := range tids {
-		if f.Thread(tid) != nil {
+		if f.Thread(tid) != nil || ended[tid] {
 			continue
 		}
 		seen++
@@ -156,6 +166,7 @@ func (f *Frozen) stopNew(deadline time.Time) (int, error) {
 		if err != nil {
 			return 0, err
 		}
+		ended[tid] = !ok
 		if ok {
 			th := &Thread{TID: tid, running: true}
 			f.Threads = append(f.Threads, th)
