@@ -118,23 +118,36 @@ func (s *snapshot) learn(g *group) {
 // background is the copying that goes on when the ranks run again.
 type background struct {
 	cancel context.CancelFunc
+	hurry  func()        // begin at once
 	done   chan struct{} // closed when nothing is copied any more and the children are gone
 	err    error         // valid then
 }
 
 // copyLater starts to copy from the forked children, which end with it. It
 // outlives the step that calls it; finish waits for it, endForks gives it up.
+//
+// It begins when it is waited for, at the latest after graceOfPeers: while the
+// ranks of other pods are still being let go, it would take the cores from that
+// and make the stall of the job longer.
 func (s *snapshot) copyLater(ctx context.Context, g *group) {
 	forked := slices.DeleteFunc(slices.Clone(s.procs), func(c *captured) bool { return c.child == nil })
 	if len(forked) == 0 {
 		return
 	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	b := &background{cancel: cancel, done: make(chan struct{})}
+	urgent, hurry := context.WithCancel(ctx)
+	b := &background{cancel: cancel, hurry: hurry, done: make(chan struct{})}
 	s.later = b
 	eg, ctx := errgroup.WithContext(ctx)
 	eg.SetLimit(backgroundCopies)
 	go func() {
+		grace := time.NewTimer(graceOfPeers)
+		select {
+		case <-grace.C:
+		case <-urgent.Done():
+		}
+		grace.Stop()
+		hurry()
 		for _, c := range forked {
 			eg.Go(func() error { return copyChild(ctx, g.known(c.pid), c) })
 		}
@@ -143,6 +156,9 @@ func (s *snapshot) copyLater(ctx context.Context, g *group) {
 		close(b.done)
 	}()
 }
+
+// graceOfPeers is how long other pods may need to let their ranks go.
+const graceOfPeers = 100 * time.Millisecond
 
 // backgroundCopies is how many processes are copied at a time when the ranks
 // run: they want the cores, but what they write meanwhile is copied by them.
@@ -197,6 +213,7 @@ func (s *snapshot) finish(ctx context.Context) error {
 	if s.later == nil {
 		return nil
 	}
+	s.later.hurry()
 	select {
 	case <-s.later.done:
 		return s.later.err
