@@ -73,7 +73,7 @@ func (h *history) boot(n job.NodeID) job.Boot {
 func (h *history) seen(n job.NodeID, boot job.Boot, session uint64) {
 	h.logf("%s#%d seen", n, boot)
 	if boot > h.boot(n) {
-		h.judge[n], h.told[n] = false, h.told[n]
+		h.judge[n] = false
 	}
 	if boot >= h.boot(n) {
 		h.alive(n)
