@@ -215,14 +215,7 @@ func (r *Receiver) takePages(ctx context.Context, f *os.File, name string, m *Ma
 	if err != nil {
 		return err
 	}
-	again, err := openBeneath(r.dir, name+".part", unix.O_RDONLY, 0)
-	if err != nil {
-		return err
-	}
-	kind, id, epoch, _ := parsePart(name) // checked with the list
-	part := partID{Identity: m.Identity, kind: kind, id: id}
-	part.Epoch = epoch
-	p, err := openPageFile(again, part, m.Files[name].Size, m.Tails[name], epoch < m.Epoch)
+	p, err := openListed(r.dir, name+".part", name, m)
 	if err != nil {
 		return err
 	}

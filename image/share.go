@@ -76,14 +76,7 @@ func (r *Receiver) shareAll(ctx context.Context, m *Manifest) {
 // shareOne links one file, once its header and trailer are right, and where
 // damage is to be feared all of it.
 func (r *Receiver) shareOne(ctx context.Context, dir *os.File, name string, m *Manifest) (err error) {
-	f, err := openBeneath(dir, name, unix.O_RDONLY, 0)
-	if err != nil {
-		return err
-	}
-	kind, id, epoch, _ := parsePart(name) // of a checked manifest
-	part := partID{Identity: m.Identity, kind: kind, id: id}
-	part.Epoch = epoch
-	p, err := openPageFile(f, part, m.Files[name].Size, m.Tails[name], epoch < m.Epoch)
+	p, err := openListed(dir, name, name, m)
 	if err != nil {
 		return err
 	}
@@ -94,4 +87,17 @@ func (r *Receiver) shareOne(ctx context.Context, dir *os.File, name string, m *M
 		}
 	}
 	return linkBeneath(dir, r.dir, name, p.f, r.step)
+}
+
+// openListed opens the file at path beneath dir as the page file name of a
+// checked manifest.
+func openListed(dir *os.File, path, name string, m *Manifest) (*pageFile, error) {
+	f, err := openBeneath(dir, path, unix.O_RDONLY, 0)
+	if err != nil {
+		return nil, err
+	}
+	kind, id, epoch, _ := parsePart(name) // checked with the list
+	part := partID{Identity: m.Identity, kind: kind, id: id}
+	part.Epoch = epoch
+	return openPageFile(f, part, m.Files[name].Size, m.Tails[name], epoch < m.Epoch)
 }
