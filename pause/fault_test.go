@@ -5,7 +5,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -13,36 +12,9 @@ import (
 
 	"github.com/lampause/lampause/internal/kernel"
 	"github.com/lampause/lampause/internal/proc"
+	"github.com/lampause/lampause/internal/progtest"
 	"github.com/lampause/lampause/job"
 )
-
-// fault fails the n-th kernel or injected call.
-type fault struct {
-	mu    sync.Mutex
-	calls int
-	n     int
-	hit   string
-}
-
-func (f *fault) hook(op string, _ int) unix.Errno {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.calls++
-	if f.calls == f.n {
-		f.hit = op
-		return unix.EIO
-	}
-	return 0
-}
-
-// arm makes the n-th call from now on fail, and returns what failed before.
-func (f *fault) arm(n int) string {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	hit := f.hit
-	f.calls, f.n, f.hit = 0, n, ""
-	return hit
-}
 
 // runsFree fails the test unless nobody traces the program and it is not
 // stopped.
@@ -80,19 +52,19 @@ func checkpointFaults(t *testing.T, exe string, b Backing) {
 	want := reference(t, exe, steps)
 	out := filepath.Join(t.TempDir(), "out")
 	p := start(t, exe, out, steps)
-	f := &fault{}
-	pod, _ := newPodBacked(t, kernel.New(f.hook), b, p)
+	f := &progtest.Fault{}
+	pod, _ := newPodBacked(t, kernel.New(f.Hook), b, p)
 	kinds := map[string]int{}
 	e := job.Epoch(0)
 	for n := 1; ; n++ {
 		e++
 		ctx := testCtx(t)
-		f.arm(n)
+		f.Arm(n)
 		_, err := capture(ctx, pod, e)
 		if err == nil {
 			err = pod.draft.finish(ctx)
 		}
-		hit := f.arm(0)
+		hit := f.Arm(0)
 		if aerr := pod.Abandon(ctx, e); aerr != nil {
 			t.Fatalf("call %d (%s): abandon: %v", n, hit, aerr)
 		}
@@ -127,8 +99,8 @@ func checkpointFaults(t *testing.T, exe string, b Backing) {
 // that answers, the next round can begin.
 func TestAbandonFaults(t *testing.T) {
 	p := start(t, build(t, "mix"), filepath.Join(t.TempDir(), "out"), "100000000")
-	f := &fault{}
-	pod, _ := newPodBacked(t, kernel.New(f.hook), BackingFork, p)
+	f := &progtest.Fault{}
+	pod, _ := newPodBacked(t, kernel.New(f.Hook), BackingFork, p)
 	e := job.Epoch(0)
 	for n, hit := 1, "none"; hit != ""; n++ {
 		e++
@@ -141,9 +113,9 @@ func TestAbandonFaults(t *testing.T) {
 				t.Fatalf("call %d: capture: %v", n, err)
 			}
 		}
-		f.arm(n)
+		f.Arm(n)
 		err := pod.Abandon(ctx, e)
-		if hit = f.arm(0); err != nil && hit == "" {
+		if hit = f.Arm(0); err != nil && hit == "" {
 			t.Fatalf("call %d: %v", n, err)
 		}
 		runsFree(t, p.pid(), hit)
@@ -157,17 +129,17 @@ func TestAbandonFaults(t *testing.T) {
 // all the time: none may be lost, and none come twice.
 func TestSignalFaults(t *testing.T) {
 	p := start(t, build(t, "raise"))
-	f := &fault{}
-	pod, _ := newPod(t, kernel.New(f.hook), p)
+	f := &progtest.Fault{}
+	pod, _ := newPod(t, kernel.New(f.Hook), p)
 	e := job.Epoch(0)
 	for n := 1; ; n++ {
 		hit := ""
 		for range 4 { // the stop may hit the signal or not
 			e++
 			ctx := testCtx(t)
-			f.arm(n)
+			f.Arm(n)
 			_, err := capture(ctx, pod, e)
-			if h := f.arm(0); h != "" {
+			if h := f.Arm(0); h != "" {
 				hit = h
 			} else if err != nil {
 				t.Fatalf("undisturbed round: %v", err)
@@ -206,8 +178,8 @@ func TestRollbackFaults(t *testing.T) {
 	}
 	out := filepath.Join(t.TempDir(), "out")
 	p := start(t, exe, out, steps)
-	f := &fault{}
-	pod, dir := newPod(t, kernel.New(f.hook), p)
+	f := &progtest.Fault{}
+	pod, dir := newPod(t, kernel.New(f.Hook), p)
 	checkpoint(t, pod, dir, 1)
 	kinds := map[string]int{}
 	whole, gen := 0, uint64(0)
@@ -219,9 +191,9 @@ func TestRollbackFaults(t *testing.T) {
 			t.Fatal(err)
 		}
 		gen++
-		f.arm(n)
+		f.Arm(n)
 		r, err := pod.Rollback(ctx, 1, gen)
-		hit = f.arm(0)
+		hit = f.Arm(0)
 		kinds[hit]++
 		if err == nil {
 			whole++

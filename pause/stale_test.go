@@ -6,6 +6,7 @@ import (
 	"github.com/lampause/lampause/image"
 	"github.com/lampause/lampause/internal/kernel"
 	"github.com/lampause/lampause/internal/podapi"
+	"github.com/lampause/lampause/internal/progtest"
 	"github.com/lampause/lampause/job"
 )
 
@@ -14,18 +15,18 @@ import (
 // copies of the old count must not be taken for recent ones, neither by the next
 // checkpoint nor by a rollback.
 func TestForgottenProcess(t *testing.T) {
-	f := &fault{}
+	f := &progtest.Fault{}
 	p := start(t, build(t, "big"), "16", "1")
-	pod, dir := newPodBacked(t, kernel.New(f.hook), BackingCopy, p)
+	pod, dir := newPodBacked(t, kernel.New(f.Hook), BackingCopy, p)
 	e := job.Epoch(0)
 	lose := func() {
 		t.Helper()
 		e++
-		f.arm(1)
+		f.Arm(1)
 		if _, err := pod.Freeze(testCtx(t), e); err == nil {
 			t.Fatal("frozen in spite of a fault")
 		}
-		f.arm(0)
+		f.Arm(0)
 		runsFree(t, p.pid(), "freeze")
 	}
 	round := func(commit bool) {

@@ -1,4 +1,4 @@
-// Package progtest builds C programs for tests: the fixtures that engine,
+// Package progtest builds C programs for tests and makes calls fail under them: the fixtures that engine,
 // streams and commands are tried on.
 package progtest
 

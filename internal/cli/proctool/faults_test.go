@@ -5,7 +5,6 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"sync"
 	"testing"
 	"time"
 
@@ -14,37 +13,11 @@ import (
 
 	"github.com/lampause/lampause/internal/kernel"
 	"github.com/lampause/lampause/internal/proc"
+	"github.com/lampause/lampause/internal/progtest"
 	"github.com/lampause/lampause/job"
 	"github.com/lampause/lampause/migrate"
 	"github.com/lampause/lampause/pause"
 )
-
-// fault fails the n-th kernel or injected call.
-type fault struct {
-	mu       sync.Mutex
-	calls, n int
-	hit      string
-}
-
-func (f *fault) hook(op string, _ int) unix.Errno {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.calls++
-	if f.calls == f.n {
-		f.hit = op
-		return unix.EIO
-	}
-	return 0
-}
-
-// arm makes the n-th call from now on fail, and returns what failed before.
-func (f *fault) arm(n int) string {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	hit := f.hit
-	f.calls, f.n, f.hit = 0, n, ""
-	return hit
-}
 
 // faulty are the fixtures whose state takes calls that no other test makes
 // fail.
@@ -58,16 +31,16 @@ func TestCheckpointFaults(t *testing.T) {
 			w := newWorld(t)
 			l := w.start("run", build(t, name))
 			w.until("step 0 ")
-			f := &fault{}
-			pod := pause.New(pause.Config{Job: theJob, Node: "local", Incarnation: 1, Sys: kernel.New(f.hook), Log: zerolog.Nop()})
+			f := &progtest.Fault{}
+			pod := pause.New(pause.Config{Job: theJob, Node: "local", Incarnation: 1, Sys: kernel.New(f.Hook), Log: zerolog.Nop()})
 			defer func() { _ = pod.Close() }()
 			rounds := 0
 			for n := 1; ; n += 1 + n/20 {
 				rounds++
 				epoch := job.Epoch(rounds)
-				f.arm(n)
+				f.Arm(n)
 				err := capture(t.Context(), pod, &Checkpoint{PID: l.pid, Epoch: epoch}, nil)
-				hit := f.arm(0)
+				hit := f.Arm(0)
 				if aerr := pod.Abandon(t.Context(), epoch); aerr != nil {
 					t.Fatalf("call %d (%s): abandon: %v", n, hit, aerr)
 				}
@@ -119,7 +92,7 @@ func restartFaults(t *testing.T, w *world) {
 		t.Fatal(err)
 	}
 	defer func() { _ = n.Close() }()
-	f, before := &fault{}, ""
+	f, before := &progtest.Fault{}, ""
 	for k, tries := 1, 0; ; k, tries = k+1+k/10, tries+1 {
 		img, err := openImage(filepath.Join(w.dir, "ckpt"))
 		if err != nil {
@@ -129,11 +102,11 @@ func restartFaults(t *testing.T, w *world) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		f.arm(k)
+		f.Arm(k)
 		built, err := migrate.Restore(ctx, migrate.Config{
-			Sys: kernel.New(f.hook), Log: zerolog.Nop(), Seeds: []migrate.Seed{seed}, Sources: outside{}, Workers: 2,
+			Sys: kernel.New(f.Hook), Log: zerolog.Nop(), Seeds: []migrate.Seed{seed}, Sources: outside{}, Workers: 2,
 		}, img)
-		hit := f.arm(0)
+		hit := f.Arm(0)
 		if cerr := errors.Join(img.Close(), done()); cerr != nil {
 			t.Fatal(cerr)
 		}

@@ -122,22 +122,7 @@ func TestForeignPrograms(t *testing.T) {
 			}
 			w.clear("sub")
 			third := time.Since(begin) / 3
-			l := w.start(append([]string{"run"}, argv...)...)
-			kills := 0
-			for range 2 {
-				time.Sleep(third) // any moment will do
-				out, code := w.tryLam("checkpoint", "--kill", "--pid", pidArg(l), "--out", "ckpt")
-				if code != 0 {
-					if !strings.Contains(out, "no such process") && !strings.Contains(out, "has ended") {
-						t.Fatalf("checkpoint: exit code %d: %s", code, out)
-					}
-					break // it was faster
-				}
-				kills++
-				l.wantEnd(128 + int(unix.SIGKILL))
-				l = w.start("restart", "ckpt")
-			}
-			l.wantEnd(0)
+			kills := w.killTwice(argv, third)
 			if got := w.text(); got != want {
 				t.Errorf("after %d kills the output has %d bytes, want %d: %.500q, want %.500q", kills, len(got), len(want), got, want)
 			}
@@ -180,4 +165,26 @@ func noise() []byte {
 		b[i] = 'a' + byte(r.Uint32()%17)
 	}
 	return b
+}
+
+// killTwice runs a program and, twice, kills it with its checkpoint after a
+// pause and restarts it. It returns how often that came before its end.
+func (w *world) killTwice(argv []string, pause time.Duration) (kills int) {
+	w.t.Helper()
+	l := w.start(append([]string{"run"}, argv...)...)
+	for range 2 {
+		time.Sleep(pause) // any moment will do
+		out, code := w.tryLam("checkpoint", "--kill", "--pid", pidArg(l), "--out", "ckpt")
+		if code != 0 {
+			if !strings.Contains(out, "no such process") && !strings.Contains(out, "has ended") {
+				w.t.Fatalf("checkpoint: exit code %d: %s", code, out)
+			}
+			break // it was faster
+		}
+		kills++
+		l.wantEnd(128 + int(unix.SIGKILL))
+		l = w.start("restart", "ckpt")
+	}
+	l.wantEnd(0)
+	return kills
 }

@@ -7,8 +7,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 const redisText = `
@@ -96,22 +94,7 @@ func TestForeignServers(t *testing.T) {
 				t.Fatal(err)
 			}
 			third := time.Since(begin) / 3
-			l := w.start(append([]string{"run"}, argv...)...)
-			kills := 0
-			for range 2 {
-				time.Sleep(third) // any moment will do
-				out, code := w.tryLam("checkpoint", "--kill", "--pid", pidArg(l), "--out", "ckpt")
-				if code != 0 {
-					if !strings.Contains(out, "no such process") && !strings.Contains(out, "has ended") {
-						t.Fatalf("checkpoint: exit code %d: %s", code, out)
-					}
-					break // it was faster
-				}
-				kills++
-				l.wantEnd(128 + int(unix.SIGKILL))
-				l = w.start("restart", "ckpt")
-			}
-			l.wantEnd(0)
+			kills := w.killTwice(argv, third)
 			if got := w.text(); got != want {
 				t.Errorf("after %d kills the output is %q, want %q", kills, got, want)
 			}
